@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Build the extension module over libbpf, and the BPF objects that ship beside it.
+
+CDEF declares what Python may call: libbpf's own functions, and those of pyskl/_libbpf.c. Setuptools runs the two
+commands at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from cffi import FFI
+from setuptools.command.bdist_wheel import bdist_wheel as _bdist_wheel
+from setuptools.command.build_ext import build_ext as _build_ext
+
+HERE = Path(__file__).resolve().parent
+MULTIARCH = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu")
+CLANG = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", f"-I{MULTIARCH}", f"-ffile-prefix-map={HERE}=."]
+
+# "..." leaves the layout of a struct to the compiler, which has the kernel's headers.
+CDEF = """
+void pyskl_init(void);
+void pyskl_capture_begin(void);
+char *pyskl_capture_end(size_t *size);
+void free(void *memory);
+int libbpf_strerror(int error, char *text, size_t size);
+int libbpf_num_possible_cpus(void);
+
+#define BPF_ANY ...
+#define BPF_NOEXIST ...
+#define BPF_EXIST ...
+#define BPF_F_NO_PREALLOC ...
+#define BPF_F_MMAPABLE ...
+#define BPF_F_REPLACE ...
+#define BPF_FUNC_loop ...
+#define BPF_LINK_TYPE_NETNS ...
+#define BPF_FS_MAGIC ...
+
+/* bpf(2), one command each. */
+struct bpf_map_create_opts { size_t sz; uint32_t inner_map_fd; uint32_t map_flags; ...; };
+int bpf_map_create(int type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
+                   const struct bpf_map_create_opts *opts);
+struct bpf_prog_load_opts { size_t sz; int expected_attach_type; ...; };
+int bpf_prog_load(int type, const char *name, const char *license, const void *insns, size_t insn_cnt,
+                  const struct bpf_prog_load_opts *opts);
+int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
+int bpf_map_delete_elem(int fd, const void *key);
+int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+int bpf_map_freeze(int fd);
+struct bpf_map_batch_opts { size_t sz; uint64_t elem_flags; ...; };
+int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values, uint32_t *count,
+                         const struct bpf_map_batch_opts *opts);
+int bpf_map_update_batch(int fd, const void *keys, const void *values, uint32_t *count,
+                         const struct bpf_map_batch_opts *opts);
+int bpf_obj_pin(int fd, const char *path);
+int bpf_obj_get(const char *path);
+int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *info_len);
+int bpf_link_create(int program, int target, int attach_type, const void *opts);
+struct bpf_link_update_opts { size_t sz; uint32_t flags; uint32_t old_prog_fd; ...; };
+int bpf_link_update(int link, int program, const struct bpf_link_update_opts *opts);
+int bpf_link_detach(int link);
+int bpf_link_get_next_id(uint32_t start, uint32_t *next);
+int bpf_prog_get_fd_by_id(uint32_t id);
+int bpf_map_get_fd_by_id(uint32_t id);
+int bpf_link_get_fd_by_id(uint32_t id);
+int bpf_prog_query(int target, int attach_type, uint32_t query_flags, uint32_t *attach_flags, uint32_t *ids,
+                   uint32_t *count);
+
+struct bpf_prog_info {
+    uint32_t type; uint32_t id; uint8_t tag[8]; uint32_t jited_prog_len; uint32_t xlated_prog_len; uint64_t load_time;
+    uint32_t created_by_uid; uint32_t nr_map_ids; uint64_t map_ids; char name[16]; uint32_t btf_id;
+    uint64_t run_time_ns; uint64_t run_cnt; uint32_t verified_insns; ...;
+};
+struct bpf_map_info {
+    uint32_t type; uint32_t id; uint32_t key_size; uint32_t value_size; uint32_t max_entries; uint32_t map_flags;
+    char name[16]; ...;
+};
+struct pyskl_link_info { uint32_t type; uint32_t id; uint32_t prog_id; uint32_t netns_ino; uint32_t attach_type; };
+int pyskl_link_info(int link, struct pyskl_link_info *info);
+
+int libbpf_probe_bpf_helper(int program_type, int helper, const void *opts);
+
+/* An ELF object. */
+struct bpf_object_open_opts { size_t sz; const char *object_name; ...; };
+struct bpf_object *bpf_object__open_mem(const void *memory, size_t size, const struct bpf_object_open_opts *opts);
+int bpf_object__load(struct bpf_object *object);
+void bpf_object__close(struct bpf_object *object);
+struct bpf_program *bpf_object__next_program(const struct bpf_object *object, struct bpf_program *after);
+const char *bpf_program__name(const struct bpf_program *program);
+int bpf_program__type(const struct bpf_program *program);
+int bpf_program__fd(const struct bpf_program *program);
+int bpf_program__set_autoload(struct bpf_program *program, bool autoload);
+int bpf_program__set_log_level(struct bpf_program *program, uint32_t level);
+struct bpf_map *bpf_object__next_map(const struct bpf_object *object, const struct bpf_map *after);
+const char *bpf_map__name(const struct bpf_map *map);
+int bpf_map__fd(const struct bpf_map *map);
+int bpf_map__type(const struct bpf_map *map);
+uint32_t bpf_map__key_size(const struct bpf_map *map);
+uint32_t bpf_map__value_size(const struct bpf_map *map);
+int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
+bool bpf_map__is_internal(const struct bpf_map *map);
+const void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
+int bpf_map__set_initial_value(struct bpf_map *map, const void *value, size_t size);
+struct pyskl_variable {
+    const char *name; const char *section; uint32_t offset; uint32_t size; int integer; int is_signed;
+};
+int pyskl_variables(const struct bpf_object *object, struct pyskl_variable *found, int room);
+
+int pyskl_socket_update(int map, const void *key, int socket, uint32_t value_size, uint64_t flags);
+int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port, const void *remote,
+                   uint16_t remote_port, int repeat, uint32_t *verdict, uint64_t *cookie, uint32_t *duration);
+int pyskl_setns(int fd);
+int pyskl_socket_cookie(int socket, uint64_t *cookie);
+int64_t pyskl_filesystem(const char *path);
+"""
+
+# A free-threaded interpreter has no stable ABI; every other one since 3.10 runs the same file.
+STABLE_ABI = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
+
+# What the build needs, and the commands that install it on Debian and on Fedora.
+NEEDS = {
+    "clang": ("apt-get install clang", "dnf install clang"),
+    "llvm-strip": ("apt-get install llvm", "dnf install llvm"),
+    "cc": ("apt-get install gcc libc6-dev", "dnf install gcc"),
+    "Python.h": ("apt-get install python3-dev", "dnf install python3-devel"),
+    "bpf/libbpf.h": ("apt-get install libbpf-dev", "dnf install libbpf-devel"),
+}
+
+
+def need(name: str, found: object) -> None:
+    """End the build in one line that says what to install, unless it was found."""
+    if not found:
+        debian, fedora = NEEDS[name]
+        sys.exit(f"error: pyskl can't be built without {name}: {debian} (Fedora: {fedora})")
+
+
+def check_needs() -> None:
+    compiler = os.environ.get("CC", "cc").split()
+    need("cc", shutil.which(compiler[0]))
+    for tool in ("clang", "llvm-strip"):
+        need(tool, shutil.which(tool))
+    flags = [f"-I{sysconfig.get_path('include')}", *os.environ.get("CFLAGS", "").split(), "-E", "-xc", "-"]
+    for header in ("Python.h", "bpf/libbpf.h"):
+        source = f"#include <{header}>\n".encode()
+        tried = subprocess.run([*compiler, *flags], input=source, capture_output=True, check=False)
+        need(header, tried.returncode == 0)
+
+
+class build_ext(_build_ext):
+    def get_source_files(self) -> list[str]:
+        """Name what setuptools can't guess, so that the sdist is complete."""
+        folders = (".ci", "bpf", "ci", "docs", "pyskl", "tests")
+        files = (path for folder in folders for path in (HERE / folder).rglob("*") if path.is_file())
+        kept = (path for path in files if path.suffix not in {".o", ".so", ".pyc"})
+        return ["build_ffi.py", *sorted(str(path.relative_to(HERE)) for path in kept)]
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        for extension in self.extensions:
+            extension.py_limited_api = STABLE_ABI is not None
+            extension.extra_compile_args += ["-O2", "-g0", "-fvisibility=hidden"]
+            extension.include_dirs.append(str(HERE / "pyskl"))
+
+    def build_extension(self, extension) -> None:
+        check_needs()
+        emitted = Path(self.build_temp, "_libbpf.c")
+        emitted.parent.mkdir(parents=True, exist_ok=True)
+        ffi = FFI()
+        ffi.cdef(CDEF)
+        ffi.set_source(extension.name, (HERE / "pyskl/_libbpf.c").read_text())
+        ffi.emit_c_code(str(emitted))
+        extension.sources = [str(emitted)]
+        super().build_extension(extension)
+        for source, built in self.bpf_objects():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["clang", *CLANG, "-c", source, "-o", built], check=True)
+            subprocess.run(["llvm-strip", "-g", built], check=True)
+
+    def bpf_objects(self) -> list[tuple[Path, Path]]:
+        package = Path(self.get_ext_fullpath("pyskl._libbpf")).parent
+        return [(source, package / "bpf" / f"{source.stem}.o") for source in sorted((HERE / "bpf").glob("*.bpf.c"))]
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), *(str(built) for _, built in self.bpf_objects())]
+
+
+class bdist_wheel(_bdist_wheel):
+    def finalize_options(self) -> None:
+        self.py_limited_api = STABLE_ABI or False
+        super().finalize_options()

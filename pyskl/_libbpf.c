@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * The C of the extension module: what libbpf leaves to macros, variadic callbacks and inline functions, and one fast
+ * path. Everything else that Python calls is libbpf's own; build_ffi.py declares both. A function that can fail gives a
+ * negative errno.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/vfs.h>
+
+#include <linux/magic.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+#if LIBBPF_MAJOR_VERSION < 1 || (LIBBPF_MAJOR_VERSION == 1 && LIBBPF_MINOR_VERSION < 1)
+#error "pyskl needs libbpf 1.1 or later"
+#endif
+
+/* What libbpf prints during a call of ours, as records of a digit (the level), the text and a NUL. It is kept for each
+ * thread, so that it needs no lock and no interpreter; what another user of libbpf in this process makes it print goes
+ * where it went before. */
+static __thread struct {
+	int active;
+	char *text;
+	size_t size, room;
+} captured;
+
+static libbpf_print_fn_t print_of_others;
+
+static int print(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	va_list again;
+	int length;
+
+	if (!captured.active)
+		return print_of_others ? print_of_others(level, format, arguments) : 0;
+	va_copy(again, arguments);
+	length = vsnprintf(NULL, 0, format, again);
+	va_end(again);
+	if (length < 0)
+		return length;
+	if (captured.room - captured.size < (size_t)length + 2) {
+		size_t room = 2 * captured.room + length + 2;
+		char *text = realloc(captured.text, room);
+
+		if (!text)
+			return -ENOMEM;
+		captured.text = text;
+		captured.room = room;
+	}
+	captured.text[captured.size++] = '0' + level;
+	vsnprintf(captured.text + captured.size, length + 1, format, arguments);
+	captured.size += length + 1;
+	return length;
+}
+
+static void pyskl_init(void)
+{
+	print_of_others = libbpf_set_print(print);
+}
+
+static void pyskl_capture_begin(void)
+{
+	captured.active = 1;
+}
+
+/* The caller frees what it gets, which may be NULL. */
+static char *pyskl_capture_end(size_t *size)
+{
+	char *text = captured.text;
+
+	*size = captured.size;
+	memset(&captured, 0, sizeof(captured));
+	return text;
+}
+
+/* A global variable of an object, by its place in its section's map. */
+struct pyskl_variable {
+	const char *name, *section;
+	uint32_t offset, size;
+	int integer, is_signed;
+};
+
+/* Fill at most `room` of the object's global variables, and give how many there are. */
+static int pyskl_variables(const struct bpf_object *object, struct pyskl_variable *found, int room)
+{
+	const struct btf *btf = bpf_object__btf(object);
+	int count = 0;
+
+	for (uint32_t id = 1; btf && id < btf__type_cnt(btf); id++) {
+		const struct btf_type *section = btf__type_by_id(btf, id);
+
+		if (!btf_is_datasec(section))
+			continue;
+		for (int i = 0; i < btf_vlen(section); i++) {
+			const struct btf_var_secinfo *place = btf_var_secinfos(section) + i;
+			const struct btf_type *type = btf__type_by_id(btf, place->type);
+			const char *name = btf__name_by_offset(btf, type->name_off);
+
+			if (!btf_is_var(type) || count++ >= room)
+				continue;
+			for (type = btf__type_by_id(btf, type->type); btf_is_mod(type) || btf_is_typedef(type);)
+				type = btf__type_by_id(btf, type->type);
+			found[count - 1] = (struct pyskl_variable){
+				.name = name,
+				.section = btf__name_by_offset(btf, section->name_off),
+				.offset = place->offset,
+				.size = place->size,
+				.integer = btf_is_int(type) || btf_is_any_enum(type),
+				.is_signed = btf_is_int(type) && (btf_int_encoding(type) & BTF_INT_SIGNED),
+			};
+		}
+	}
+	return count;
+}
+
+/* Set a slot of a SOCKMAP, SOCKHASH or REUSEPORT_SOCKARRAY. Some kernels take an unbound UDP socket, which no look-up
+ * can select: it is refused here as the others refuse it. */
+static int pyskl_socket_update(int map, const void *key, int socket, uint32_t value_size, uint64_t flags)
+{
+	union {
+		uint32_t narrow;
+		uint64_t wide;
+	} value;
+	int protocol = 0;
+	socklen_t size = sizeof(protocol);
+
+	if (!getsockopt(socket, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) && protocol == IPPROTO_UDP) {
+		struct sockaddr_in6 address = {};
+
+		size = sizeof(address); /* the port of a sockaddr_in is at the same place */
+		if (!getsockname(socket, (struct sockaddr *)&address, &size) && !address.sin6_port)
+			return -EOPNOTSUPP;
+	}
+	if (value_size == sizeof(value.wide))
+		value.wide = (uint32_t)socket;
+	else
+		value.narrow = socket;
+	return bpf_map_update_elem(map, key, &value, flags);
+}
+
+/* One packet's look-up, from `remote` to `local`, in network byte order: 4 bytes each for AF_INET, else 16. */
+static int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port,
+			  const void *remote, uint16_t remote_port, int repeat, uint32_t *verdict,
+			  uint64_t *cookie, uint32_t *duration)
+{
+	struct bpf_sk_lookup context = {
+		.family = family,
+		.protocol = protocol,
+		.local_port = local_port,
+		.remote_port = htons(remote_port),
+	};
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &context, .ctx_out = &context,
+		    .ctx_size_in = sizeof(context), .ctx_size_out = sizeof(context), .repeat = repeat);
+	int error;
+
+	if (family == AF_INET) {
+		memcpy(&context.local_ip4, local, 4);
+		memcpy(&context.remote_ip4, remote, 4);
+	} else {
+		memcpy(context.local_ip6, local, 16);
+		memcpy(context.remote_ip6, remote, 16);
+	}
+	error = bpf_prog_test_run_opts(program, &options);
+	*verdict = options.retval;
+	*cookie = context.cookie;
+	*duration = options.duration;
+	return error;
+}
+
+static int pyskl_setns(int fd)
+{
+	return setns(fd, CLONE_NEWNET) ? -errno : 0;
+}
+
+static int pyskl_socket_cookie(int socket, uint64_t *cookie)
+{
+	socklen_t size = sizeof(*cookie);
+
+	return getsockopt(socket, SOL_SOCKET, SO_COOKIE, cookie, &size) ? -errno : 0;
+}
+
+/* The magic number of the file system that a path is on (statfs(2)). */
+static int64_t pyskl_filesystem(const char *path)
+{
+	struct statfs status;
+
+	return statfs(path, &status) ? -errno : (int64_t)(uint32_t)status.f_type;
+}
+
+struct pyskl_link_info {
+	uint32_t type, id, prog_id, netns_ino, attach_type;
+};
+
+/* What is common to every link, and the place of one in a network namespace (zeros for other types). */
+static int pyskl_link_info(int link, struct pyskl_link_info *found)
+{
+	struct bpf_link_info info = {};
+	uint32_t size = sizeof(info);
+	int error = bpf_obj_get_info_by_fd(link, &info, &size);
+
+	*found = (struct pyskl_link_info){ .type = info.type, .id = info.id, .prog_id = info.prog_id };
+	if (info.type == BPF_LINK_TYPE_NETNS) {
+		found->netns_ino = info.netns.netns_ino;
+		found->attach_type = info.netns.attach_type;
+	}
+	return error;
+}

@@ -1,0 +1,640 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The one door to the kernel: flat functions over libbpf, one for each call, on file descriptors and bytes.
+
+Nothing else touches the ffi. Each function knows the name of its call, and turns a refusal into the error that fits,
+with a hint at what to do. No pointer into C outlives a call, but for those of an `OpenObject` inside its ``with``.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pyskl import capabilities
+from pyskl._libbpf import ffi, lib
+from pyskl.enums import AttachType, MapType, ProgramType
+from pyskl.errors import (
+    BpfError,
+    NoSuchKey,
+    NoSuchPin,
+    NotSupported,
+    PermissionDenied,
+    PinExists,
+    VerifierError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+BPF_ANY: Final[int] = lib.BPF_ANY
+BPF_NOEXIST: Final[int] = lib.BPF_NOEXIST
+BPF_EXIST: Final[int] = lib.BPF_EXIST
+BPF_F_NO_PREALLOC: Final[int] = lib.BPF_F_NO_PREALLOC
+BPF_F_MMAPABLE: Final[int] = lib.BPF_F_MMAPABLE
+BPF_FUNC_loop: Final[int] = lib.BPF_FUNC_loop
+LINK_TYPE_NETNS: Final[int] = lib.BPF_LINK_TYPE_NETNS
+_MAX_LINKS: Final = 64  # of one attach type in one network namespace (MAX_PROGS in the kernel)
+
+# An errno that the kernel gives and errno(3) does not name.
+_ENOTSUPP: Final = 524
+# libbpf's own errnos begin here; those that mean that it could not read the file as an object.
+_LIBBPF_ERRNO: Final = 4000
+_LIBBPF_UNREADABLE: Final = frozenset({4000, 4001, 4003})  # LIBELF, FORMAT, ENDIAN
+
+MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
+
+_HINTS: Final = {
+    ("BPF_LINK_CREATE", errno.E2BIG): (
+        f"a network namespace takes {_MAX_LINKS} sk_lookup programs; pyskl.links() lists those attached: detach one"
+    ),
+    (
+        "BPF_LINK_UPDATE",
+        errno.EPERM,
+    ): "the link does not hold the expected program; its info.prog_id says which it holds",
+    ("BPF_LINK_UPDATE", errno.ENOLINK): "the link's network namespace is gone: attach the program to another",
+    ("BPF_LINK_UPDATE", errno.EINVAL): "a link takes only a program of the type and attach type that it was made with",
+    ("BPF_MAP_CREATE", errno.EINVAL): "this kernel takes no map of this type with these sizes and flags",
+    ("BPF_MAP_CREATE", errno.E2BIG): "the map would be larger than the kernel can address: lower max_entries",
+    ("BPF_MAP_CREATE", errno.ENOMEM): "the kernel has no memory for a map of this size: lower max_entries",
+    ("BPF_MAP_UPDATE_ELEM", errno.EPERM): "the map is frozen, or was opened for reading alone",
+    ("BPF_MAP_UPDATE_ELEM", errno.E2BIG): "the map is full: delete entries, or make it with more max_entries",
+    ("BPF_MAP_UPDATE_ELEM", errno.ENOSPC): "the map is full: delete entries, or make it with more max_entries",
+    ("BPF_MAP_UPDATE_ELEM", errno.EEXIST): "the key has an entry; mode='any' replaces it",
+    ("mmap", errno.EPERM): "the map is frozen: readonly=True maps it for reading",
+    ("BPF_MAP_DELETE_ELEM", errno.EPERM): "the map is frozen, or was opened for reading alone",
+    ("BPF_MAP_LOOKUP_ELEM", errno.ENOSPC): "a map of sockets tells their cookies only where its values have 8 bytes",
+    ("BPF_PROG_TEST_RUN", errno.EOPNOTSUPP): (
+        "the program selected a socket of a SO_REUSEPORT group, which a test run can't do; "
+        "BPF_SK_LOOKUP_F_NO_REUSEPORT in bpf_sk_assign() selects that member itself"
+    ),
+    ("BPF_OBJ_GET", errno.EACCES): "the pin's mode keeps this user out, or the file is no pin",
+    ("BPF_OBJ_GET", errno.EPERM): f"only what is on a BPF file system can be opened so ({MOUNT_BPFFS})",
+    ("BPF_OBJ_PIN", errno.EEXIST): "open it with from_pin(), or remove it first",
+    ("BPF_OBJ_PIN", errno.ENOENT): "its folder does not exist",
+    ("BPF_PROG_GET_FD_BY_ID", errno.ENOENT): "no program has this id (any more)",
+    ("BPF_MAP_GET_FD_BY_ID", errno.ENOENT): "no map has this id (any more)",
+    ("BPF_LINK_GET_FD_BY_ID", errno.ENOENT): "no link has this id (any more)",
+}
+
+# What a call needs, where it does not depend on what it is asked for.
+_BY_ID: Final = ("CAP_SYS_ADMIN",)
+_NEEDS: Final = {
+    "BPF_PROG_QUERY": ("CAP_NET_ADMIN",),
+    "BPF_PROG_GET_FD_BY_ID": _BY_ID,
+    "BPF_MAP_GET_FD_BY_ID": _BY_ID,
+    "BPF_LINK_GET_FD_BY_ID": _BY_ID,
+    "BPF_LINK_GET_NEXT_ID": _BY_ID,
+    "setns": ("CAP_SYS_ADMIN",),
+}
+
+# The classes that are Python's own for an errno, by the call's group.
+_CLASSES: Final[dict[tuple[str, int], type[BpfError]]] = {
+    ("BPF_OBJ_GET", errno.ENOENT): NoSuchPin,
+    ("BPF_OBJ_PIN", errno.ENOENT): NoSuchPin,
+    ("BPF_OBJ_PIN", errno.EEXIST): PinExists,
+}
+
+# What the kernel means when it says ENOTSUPP to a call.
+_UNSUPPORTED: Final = {
+    "BPF_MAP_LOOKUP_BATCH": "looking up many entries of such a map at once",
+    "BPF_MAP_UPDATE_BATCH": "updating many entries of such a map at once",
+    "BPF_MAP_LOOKUP_ELEM": "reading an entry of such a map",
+    "BPF_MAP_UPDATE_ELEM": "updating an entry of such a map",
+    "BPF_MAP_DELETE_ELEM": "deleting an entry of such a map",
+    "BPF_MAP_GET_NEXT_KEY": "iterating over such a map",
+    "BPF_PROG_TEST_RUN": "a test run of a program of this type",
+}
+
+_SOCKET_MAPS: Final = frozenset({MapType.SOCKMAP, MapType.SOCKHASH})
+
+logging.getLogger("pyskl").addHandler(logging.NullHandler())
+_logger: Final = logging.getLogger("pyskl.libbpf")
+_LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)  # enum libbpf_print_level
+
+lib.pyskl_init()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def _error(
+    call: str,
+    number: int,
+    *,
+    needs: tuple[str, ...] = (),
+    words: str | None = None,
+    filename: str | None = None,
+) -> BpfError:
+    """Make the error that fits what the kernel, or libbpf, said of a call."""
+    kind = _CLASSES.get((call, number), BpfError)
+    hint = _HINTS.get((call, number))
+    if number >= _LIBBPF_ERRNO:
+        words = words or _libbpf_words(number)
+        number = errno.ENOEXEC if number in _LIBBPF_UNREADABLE else errno.EINVAL
+    elif number == _ENOTSUPP:
+        refused = NotSupported(errno.EOPNOTSUPP, "not supported by the kernel", call=call, filename=filename)
+        refused.feature = _UNSUPPORTED.get(call, call)
+        return refused
+    elif number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
+        names = " and ".join(missing)
+        hint = f"the process lacks {names}, in the initial user namespace"
+        denied = PermissionDenied(number, os.strerror(number), call=call, hint=hint, filename=filename)
+        denied.missing = missing
+        return denied
+    return kind(number, words or os.strerror(number), call=call, hint=hint, filename=filename)
+
+
+def _check(
+    call: str,
+    result: int,
+    *,
+    needs: tuple[str, ...] = (),
+    filename: str | None = None,
+) -> int:
+    """Give the result of a call on, or raise what the kernel said of it."""
+    if result < 0:
+        raise _error(call, -result, needs=needs, filename=filename)
+    return result
+
+
+def _libbpf_words(number: int) -> str:
+    text = ffi.new("char[]", 128)
+    lib.libbpf_strerror(number, text, 128)
+    return str(ffi.string(text).decode())
+
+
+class _Messages:
+    """What libbpf prints inside a ``with`` goes to logging, and stays here for the error."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        lib.pyskl_capture_begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        size = ffi.new("size_t *")
+        text = lib.pyskl_capture_end(size)
+        records = ffi.buffer(text, size[0])[:].split(b"\0")[:-1] if text else []
+        lib.free(text)
+        for record in records:
+            level, message = _LEVELS[record[0] - ord("0")], record[1:].decode(errors="replace").rstrip()
+            if level == logging.WARNING:
+                self.warnings.append(message.removeprefix("libbpf: "))
+            _logger.log(level, "%s", message)
+
+    def find(self, text: str) -> str | None:
+        return next((message for message in self.warnings if text in message), None)
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def map_needs(kind: int) -> tuple[str, ...]:
+    """Name the capabilities that making a map of this type needs."""
+    return ("CAP_BPF", "CAP_NET_ADMIN") if kind in _SOCKET_MAPS else ("CAP_BPF",)
+
+
+def map_create(
+    kind: int,
+    name: bytes,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int,
+    inner: int | None,
+) -> int:
+    """BPF_MAP_CREATE: the new map's fd."""
+    options = ffi.new("struct bpf_map_create_opts *", {"map_flags": flags})
+    options.sz = ffi.sizeof(options[0])
+    if inner is not None:
+        options.inner_map_fd = inner
+    with _Messages():
+        fd = lib.bpf_map_create(kind, name, key_size, value_size, max_entries, options)
+    return _check("BPF_MAP_CREATE", fd, needs=map_needs(kind))
+
+
+def _absent(call: str, key: bytes) -> NoSuchKey:
+    return NoSuchKey(errno.ENOENT, f"nothing under key {key!r}", call=call)
+
+
+def map_lookup(fd: int, key: bytes, size: int) -> bytes:
+    """BPF_MAP_LOOKUP_ELEM: the value, of `size` bytes as user space sees it."""
+    value = ffi.new("char[]", size)
+    result = lib.bpf_map_lookup_elem(fd, key, value)
+    if result:
+        raise _absent("BPF_MAP_LOOKUP_ELEM", key) if result == -errno.ENOENT else _error("BPF_MAP_LOOKUP_ELEM", -result)
+    return bytes(ffi.buffer(value))
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int) -> None:
+    """BPF_MAP_UPDATE_ELEM."""
+    result = lib.bpf_map_update_elem(fd, key, value, flags)
+    if result:
+        raise _update_error(key, -result, flags)
+
+
+def _update_error(key: bytes, number: int, flags: int) -> BpfError:
+    if number == errno.ENOENT and flags == BPF_EXIST:
+        return _absent("BPF_MAP_UPDATE_ELEM", key)
+    return _error("BPF_MAP_UPDATE_ELEM", number)
+
+
+def map_update_socket(fd: int, key: bytes, socket: int, value_size: int, flags: int) -> None:
+    """BPF_MAP_UPDATE_ELEM of a map of sockets."""
+    result = lib.pyskl_socket_update(fd, key, socket, value_size, flags)
+    if result:
+        raise _update_error(key, -result, flags)
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """BPF_MAP_DELETE_ELEM. A sockmap says EINVAL of a slot that is empty."""
+    result = lib.bpf_map_delete_elem(fd, key)
+    if result:
+        absent = result in (-errno.ENOENT, -errno.EINVAL)
+        raise _absent("BPF_MAP_DELETE_ELEM", key) if absent else _error("BPF_MAP_DELETE_ELEM", -result)
+
+
+def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
+    """BPF_MAP_GET_NEXT_KEY: the key after this one, or the first; None after the last."""
+    following = ffi.new("char[]", key_size)
+    result = lib.bpf_map_get_next_key(fd, ffi.NULL if key is None else key, following)
+    if result == -errno.ENOENT:
+        return None
+    _check("BPF_MAP_GET_NEXT_KEY", result)
+    return bytes(ffi.buffer(following))
+
+
+class Batch(NamedTuple):
+    """Entries that were read at once: keys and values, each in one piece, and where to go on (None: at the end)."""
+
+    keys: bytes
+    values: bytes
+    position: bytes | None
+
+
+def map_lookup_batch(fd: int, position: bytes | None, key_size: int, value_size: int, count: int) -> Batch:
+    """BPF_MAP_LOOKUP_BATCH: up to `count` entries from a position on, or more where a hash bucket holds more."""
+    following = ffi.new("char[]", max(key_size, 4))  # a key, or the number of a bucket
+    read = ffi.new("uint32_t *")
+    while True:
+        keys, values = ffi.new("char[]", key_size * count), ffi.new("char[]", value_size * count)
+        read[0] = count
+        start = ffi.NULL if position is None else ffi.from_buffer(position)
+        result = lib.bpf_map_lookup_batch(fd, start, following, keys, values, read, ffi.NULL)
+        if result == -errno.ENOSPC:
+            count *= 2
+        elif result != -errno.EINTR:  # the entry that came next was deleted while it was read
+            break
+    if result != -errno.ENOENT:
+        _check("BPF_MAP_LOOKUP_BATCH", result)
+    return Batch(
+        bytes(ffi.buffer(keys, key_size * read[0])),
+        bytes(ffi.buffer(values, value_size * read[0])),
+        None if result else bytes(ffi.buffer(following)),
+    )
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """BPF_MAP_UPDATE_BATCH."""
+    written = ffi.new("uint32_t *", count)
+    _check("BPF_MAP_UPDATE_BATCH", lib.bpf_map_update_batch(fd, keys, values, written, ffi.NULL))
+
+
+def map_freeze(fd: int) -> None:
+    """BPF_MAP_FREEZE."""
+    _check("BPF_MAP_FREEZE", lib.bpf_map_freeze(fd))
+
+
+def mmap(fd: int, size: int, *, readonly: bool) -> Any:
+    """mmap(2) of a map, whole pages of it: Python's own object, which unmaps it when nobody uses it."""
+    import mmap as _mmap  # noqa: PLC0415 - few need it, and it is not free
+
+    protection = _mmap.PROT_READ if readonly else _mmap.PROT_READ | _mmap.PROT_WRITE
+    try:
+        return _mmap.mmap(fd, -(-size // _mmap.PAGESIZE) * _mmap.PAGESIZE, _mmap.MAP_SHARED, protection)
+    except OSError as error:
+        raise _error("mmap", error.errno or 0) from None
+
+
+def possible_cpus() -> int:
+    """Count the CPUs that a per-CPU value has a part for."""
+    return _check("libbpf_num_possible_cpus", lib.libbpf_num_possible_cpus())
+
+
+# --- programs and links -----------------------------------------------------------------------------------------------
+
+
+def prog_load(kind: int, attach_type: int, instructions: bytes) -> int:
+    """BPF_PROG_LOAD of a few instructions, to try what the kernel takes: the program's fd."""
+    options = ffi.new("struct bpf_prog_load_opts *", {"expected_attach_type": attach_type})
+    options.sz = ffi.sizeof(options[0])
+    with _Messages():
+        fd = lib.bpf_prog_load(kind, ffi.NULL, b"Dual BSD/GPL", instructions, len(instructions) // 8, options)
+    return _check("BPF_PROG_LOAD", fd, needs=("CAP_BPF",))
+
+
+def helper_exists(kind: int, helper: int) -> bool:
+    """Ask libbpf to try a helper in a program of a type."""
+    with _Messages():
+        return bool(lib.libbpf_probe_bpf_helper(kind, helper, ffi.NULL) == 1)
+
+
+def prog_test_run(
+    fd: int,
+    protocol: int,
+    family: int,
+    local: tuple[bytes, int],
+    remote: tuple[bytes, int],
+    repeat: int,
+) -> tuple[int, int, int]:
+    """BPF_PROG_TEST_RUN with the context of a look-up: verdict, cookie, nanoseconds a run."""
+    verdict, cookie, duration = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("uint32_t *")
+    while True:
+        result = lib.pyskl_test_run(fd, protocol, family, *local, *remote, repeat, verdict, cookie, duration)
+        if result != -errno.EINTR:  # a signal, whose handler Python has run (and let us go on: PEP 475)
+            break
+    _check("BPF_PROG_TEST_RUN", result)
+    return verdict[0], cookie[0], duration[0]
+
+
+def prog_query(netns: int) -> tuple[int, ...]:
+    """BPF_PROG_QUERY: the ids of a namespace's sk_lookup programs, in the order in which they run."""
+    ids = ffi.new("uint32_t[]", _MAX_LINKS)
+    count = ffi.new("uint32_t *", _MAX_LINKS)
+    _check("BPF_PROG_QUERY", lib.bpf_prog_query(netns, AttachType.SK_LOOKUP, 0, ffi.NULL, ids, count))
+    return tuple(ids[0 : count[0]])
+
+
+def link_create(program: int, netns: int) -> int:
+    """BPF_LINK_CREATE of a sk_lookup program in a network namespace: the link's fd."""
+    return _check("BPF_LINK_CREATE", lib.bpf_link_create(program, netns, AttachType.SK_LOOKUP, ffi.NULL))
+
+
+def link_update(link: int, program: int, expected: int | None) -> None:
+    """BPF_LINK_UPDATE, with the program that it must hold where one is given."""
+    options = ffi.new("struct bpf_link_update_opts *")
+    options.sz = ffi.sizeof(options[0])
+    if expected is not None:
+        options.flags, options.old_prog_fd = lib.BPF_F_REPLACE, expected
+    _check("BPF_LINK_UPDATE", lib.bpf_link_update(link, program, options))
+
+
+def link_detach(link: int) -> None:
+    """BPF_LINK_DETACH."""
+    _check("BPF_LINK_DETACH", lib.bpf_link_detach(link))
+
+
+# --- any object -------------------------------------------------------------------------------------------------------
+
+
+def obj_pin(fd: int, path: str) -> None:
+    """BPF_OBJ_PIN."""
+    result = lib.bpf_obj_pin(fd, os.fsencode(path))
+    if result < 0:
+        raise _pin_error("BPF_OBJ_PIN", -result, path)
+
+
+def obj_get(path: str) -> int:
+    """BPF_OBJ_GET: an fd of what is pinned there."""
+    fd: int = lib.bpf_obj_get(os.fsencode(path))
+    if fd < 0:
+        raise _pin_error("BPF_OBJ_GET", -fd, path)
+    return fd
+
+
+def _pin_error(call: str, number: int, path: str) -> BpfError:
+    """Make the error of a pin. The kernel says EPERM and EACCES of what is not on bpffs, whoever asks."""
+    error = _error(call, number, filename=path)
+    if number in (errno.EPERM, errno.EACCES) and not is_bpffs(os.path.dirname(path) or "."):
+        error.hint = f"this is not on a BPF file system; pins live on one ({MOUNT_BPFFS})"
+    return error
+
+
+def is_bpffs(path: str) -> bool:
+    """Whether a path is on a BPF file system: statfs(2)."""
+    return bool(lib.pyskl_filesystem(os.fsencode(path)) == lib.BPF_FS_MAGIC)
+
+
+def fd_by_id(kind: str, number: int) -> int:
+    """BPF_PROG_GET_FD_BY_ID, BPF_MAP_GET_FD_BY_ID or BPF_LINK_GET_FD_BY_ID, for "prog", "map" or "link"."""
+    return _check(f"BPF_{kind.upper()}_GET_FD_BY_ID", getattr(lib, f"bpf_{kind}_get_fd_by_id")(number))
+
+
+def link_ids() -> Iterator[int]:
+    """BPF_LINK_GET_NEXT_ID: the id of every link, in the order in which they were made."""
+    following = ffi.new("uint32_t *")
+    while (result := lib.bpf_link_get_next_id(following[0], following)) != -errno.ENOENT:
+        _check("BPF_LINK_GET_NEXT_ID", result)
+        yield following[0]
+
+
+def _info(fd: int, info: Any) -> Any:
+    size = ffi.new("uint32_t *", ffi.sizeof(info[0]))
+    _check("BPF_OBJ_GET_INFO_BY_FD", lib.bpf_obj_get_info_by_fd(fd, info, size))
+    return info
+
+
+def prog_info(fd: int) -> tuple[Any, tuple[int, ...]]:
+    """BPF_OBJ_GET_INFO_BY_FD of a program: its struct bpf_prog_info, and the ids of its maps."""
+    info = _info(fd, ffi.new("struct bpf_prog_info *"))
+    ids = ffi.new("uint32_t[]", info.nr_map_ids)
+    if len(ids):
+        pointer = int(ffi.cast("uintptr_t", ids))
+        info = _info(fd, ffi.new("struct bpf_prog_info *", {"nr_map_ids": len(ids), "map_ids": pointer}))
+    return info, tuple(ids)
+
+
+def map_info(fd: int) -> Any:
+    """BPF_OBJ_GET_INFO_BY_FD of a map: its struct bpf_map_info."""
+    return _info(fd, ffi.new("struct bpf_map_info *"))
+
+
+def link_info(fd: int) -> Any:
+    """BPF_OBJ_GET_INFO_BY_FD of a link: what pyskl/_libbpf.c takes from its struct bpf_link_info."""
+    info = ffi.new("struct pyskl_link_info *")
+    _check("BPF_OBJ_GET_INFO_BY_FD", lib.pyskl_link_info(fd, info))
+    return info
+
+
+def text(field: Any) -> str:
+    """Decode a name in one of the kernel's structs."""
+    return str(ffi.string(field).decode())
+
+
+# --- namespaces and sockets -------------------------------------------------------------------------------------------
+
+
+def setns(fd: int) -> None:
+    """setns(2): move the calling thread into a network namespace."""
+    _check("setns", lib.pyskl_setns(fd))
+
+
+def socket_cookie(fd: int) -> int:
+    """SO_COOKIE of getsockopt(2)."""
+    cookie = ffi.new("uint64_t *")
+    _check("getsockopt", lib.pyskl_socket_cookie(fd, cookie))
+    return int(cookie[0])
+
+
+# --- ELF objects ------------------------------------------------------------------------------------------------------
+
+
+class MapSpec(NamedTuple):
+    """A map of an object that is open."""
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+
+
+class Variable(NamedTuple):
+    """A global variable of an object that is open, at an offset in the map of its section."""
+
+    name: str
+    section: str
+    offset: int
+    size: int
+    integer: bool
+    signed: bool
+
+
+class OpenObject:
+    """An ELF object that libbpf has opened and not yet loaded; it lives as long as its ``with``."""
+
+    def __init__(self, elf: bytes, name: str) -> None:
+        options = ffi.new("struct bpf_object_open_opts *")
+        options.sz = ffi.sizeof(options[0])
+        encoded = ffi.new("char[]", name.encode())
+        options.object_name = encoded
+        with _Messages() as messages:
+            self._object = lib.bpf_object__open_mem(elf, len(elf), options)
+            number = ffi.errno
+        if not self._object:
+            words = messages.warnings[-1] if messages.warnings else None
+            raise _error("bpf_object__open_mem", number, words=words)
+        self._programs: dict[str, Any] = {}
+        self._maps: dict[str, Any] = {}
+        program = lib.bpf_object__next_program(self._object, ffi.NULL)
+        while program:
+            self._programs[text(lib.bpf_program__name(program))] = program
+            program = lib.bpf_object__next_program(self._object, program)
+        entry = lib.bpf_object__next_map(self._object, ffi.NULL)
+        while entry:
+            self._maps[section_name(text(lib.bpf_map__name(entry)))] = entry
+            entry = lib.bpf_object__next_map(self._object, entry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with _Messages():
+            lib.bpf_object__close(self._object)
+
+    @property
+    def programs(self) -> dict[str, ProgramType]:
+        return {name: ProgramType(lib.bpf_program__type(program)) for name, program in self._programs.items()}
+
+    @property
+    def maps(self) -> dict[str, MapSpec]:
+        return {
+            name: MapSpec(name, lib.bpf_map__type(entry), lib.bpf_map__key_size(entry), lib.bpf_map__value_size(entry))
+            for name, entry in self._maps.items()
+        }
+
+    @property
+    def variables(self) -> dict[str, Variable]:
+        count = lib.pyskl_variables(self._object, ffi.NULL, 0)
+        found = ffi.new("struct pyskl_variable[]", count)
+        lib.pyskl_variables(self._object, found, count)
+        return {
+            text(each.name): Variable(
+                text(each.name), text(each.section), each.offset, each.size, bool(each.integer), bool(each.is_signed)
+            )
+            for each in found
+        }
+
+    def leave_out(self, program: str) -> None:
+        _check("bpf_program__set_autoload", lib.bpf_program__set_autoload(self._programs[program], False))
+
+    def set_initial(self, variable: Variable, value: bytes) -> None:
+        entry = self._maps[variable.section]
+        size = ffi.new("size_t *")
+        start = lib.bpf_map__initial_value(entry, size)
+        section = bytearray(ffi.buffer(start, size[0]))
+        section[variable.offset : variable.offset + variable.size] = value
+        result = lib.bpf_map__set_initial_value(entry, ffi.from_buffer(section), len(section))
+        _check("bpf_map__set_initial_value", result)
+
+    def resize(self, name: str, max_entries: int) -> None:
+        _check("bpf_map__set_max_entries", lib.bpf_map__set_max_entries(self._maps[name], max_entries))
+
+    def reuse(self, name: str, fd: int) -> None:
+        with _Messages():
+            result = lib.bpf_map__reuse_fd(self._maps[name], fd)
+        _check("bpf_map__reuse_fd", result)
+
+    def load(self, log_level: int, needs: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
+        """Load it into the kernel: fds of our own for its programs and its maps, by name."""
+        for program in self._programs.values():
+            lib.bpf_program__set_log_level(program, log_level)
+        with _Messages() as messages:
+            result = lib.bpf_object__load(self._object)
+        if result < 0:
+            raise _load_error(-result, messages, needs)
+        programs: dict[str, int] = {}
+        maps: dict[str, int] = {}
+        try:
+            for ours, theirs, fd_of in (
+                (programs, self._programs, lib.bpf_program__fd),
+                (maps, self._maps, lib.bpf_map__fd),
+            ):
+                ours.update((name, os.dup(fd)) for name, each in theirs.items() if (fd := fd_of(each)) >= 0)
+        except OSError:
+            for fd in (*programs.values(), *maps.values()):
+                os.close(fd)
+            raise
+        return programs, maps
+
+
+def section_name(name: str) -> str:
+    """Name the map of a section (.rodata, .data, .bss) by that alone: libbpf puts the object's name before it."""
+    return name[name.find(".") :] if "." in name else name
+
+
+_LOG_BEGINS: Final = "-- BEGIN PROG LOAD LOG --\n"
+_LOG_ENDS: Final = "-- END PROG LOAD LOG --"
+
+
+def _load_error(number: int, messages: _Messages, needs: tuple[str, ...]) -> BpfError:
+    """Make the error of an object that would not load, from what libbpf said about the step that failed."""
+    of_program = messages.find("BPF program load failed")
+    of_map = messages.find("failed to create")
+    words = of_program or of_map or next(iter(messages.warnings), None)
+    call = "BPF_PROG_LOAD" if of_program else "BPF_MAP_CREATE" if of_map else "bpf_object__load"
+    error = _error(call, number, needs=needs, words=words)
+    log = messages.find(_LOG_BEGINS)
+    if log is None or isinstance(error, PermissionDenied):
+        return error
+    rejected = VerifierError(error.errno or 0, error.strerror or "", call=call, hint=error.hint)
+    rejected.log = log.partition(_LOG_BEGINS)[2].partition(_LOG_ENDS)[0]
+    if capabilities.missing(("CAP_PERFMON",)):
+        rejected.hint = "the process lacks CAP_PERFMON, without which the verifier rejects more programs"
+    return rejected

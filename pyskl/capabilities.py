@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which capabilities this thread has, to say which one it lacks (capabilities(7))."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+# The numbers of <linux/capability.h>; those that BPF asks for.
+_NUMBERS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+# CAP_SYS_ADMIN contains what was split from it, for BPF.
+_ALL: Final = "CAP_SYS_ADMIN"
+# The inode of the initial user namespace, fixed by the kernel (PROC_USER_INIT_INO).
+_INITIAL_USER_NS: Final = 0xEFFFFFFD
+
+
+def effective() -> frozenset[str]:
+    """Name the capabilities in the calling thread's effective set that count for bpf(2).
+
+    Those of another than the initial user namespace do not count, so there are none.
+    """
+    if os.stat("/proc/thread-self/ns/user").st_ino != _INITIAL_USER_NS:
+        return frozenset()
+    with open("/proc/thread-self/status", "rb") as status:
+        bits = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
+    return frozenset(name for name, number in _NUMBERS.items() if bits >> number & 1)
+
+
+def missing(needed: tuple[str, ...]) -> tuple[str, ...]:
+    """Tell which of the capabilities the calling thread lacks, in the order given."""
+    have = effective()
+    return () if _ALL in have else tuple(name for name in needed if name not in have)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Loading: from an ELF object, through libbpf, to fds of its programs and maps.
+
+What was asked for is checked before the kernel is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from pyskl import _sys
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from pyskl.maps import Map
+
+Source: TypeAlias = str | os.PathLike[str] | bytes
+"""An ELF object: the path of one, or its bytes."""
+Constant: TypeAlias = int | bytes | bytearray | memoryview
+
+_U32_MAX = 0xFFFFFFFF
+
+
+class Options(NamedTuple):
+    """What can be asked of a load; see `BpfObject.load`."""
+
+    constants: Mapping[str, Constant] | None
+    max_entries: Mapping[str, int] | None
+    reuse: Mapping[str, Map[Any, Any]] | None
+    log_level: int
+
+
+def open_object(source: Source) -> _sys.OpenObject:
+    """Open an object from a file or from memory."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _sys.OpenObject(bytes(source), "memory")
+    with open(source, "rb") as file:
+        elf = file.read()
+    return _sys.OpenObject(elf, os.path.basename(os.fspath(source)).partition(".")[0])
+
+
+def load(
+    opened: _sys.OpenObject, programs: Collection[str] | None, options: Options
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Load an open object, or those of its programs: fds by name, which the caller owns."""
+    kinds, maps = opened.programs, opened.maps
+    _check_names("program", programs or (), kinds)
+    _check_names("map", options.max_entries or (), maps)
+    _check_names("map", options.reuse or (), maps)
+    for name, value in (options.constants or {}).items():
+        variable = _constant(opened, name)
+        opened.set_initial(variable, encode(variable, value))
+    for name, entries in (options.max_entries or {}).items():
+        if not 0 < entries <= _U32_MAX:
+            raise ValueError(f"max_entries of {name!r} is a positive number of 32 bits, not {entries}")
+        opened.resize(name, entries)
+    for name, existing in (options.reuse or {}).items():
+        _check_fit(maps[name], existing)
+        opened.reuse(name, existing.fileno())
+    for name in kinds.keys() - (kinds if programs is None else programs):
+        opened.leave_out(name)
+    fresh = (spec.type for name, spec in maps.items() if name not in (options.reuse or ()))
+    needs = {"CAP_BPF": None} | {need: None for kind in fresh for need in _sys.map_needs(kind)}
+    return opened.load(options.log_level, tuple(needs))
+
+
+def _check_names(what: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise KeyError(f"no {what} {name!r} in the object: there are {', '.join(known) or 'none'}")
+
+
+def _constant(opened: _sys.OpenObject, name: str) -> _sys.Variable:
+    variables = opened.variables
+    constants = [each.name for each in variables.values() if each.section.startswith(".rodata")]
+    if name not in variables:
+        _check_names("constant", (name,), constants)
+    if name not in constants:
+        raise ValueError(f"{name!r} is in {variables[name].section}: only a const volatile variable can be set")
+    return variables[name]
+
+
+def encode(variable: _sys.Variable, value: Constant) -> bytes:
+    """Give the bytes of a constant's new value."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raw = bytes(value)
+        if len(raw) != variable.size:
+            raise ValueError(f"{variable.name!r} has {variable.size} bytes, not {len(raw)}")
+        return raw
+    if not isinstance(value, int):
+        raise TypeError(f"{variable.name!r} is set by an int or by bytes, not {type(value).__name__}")
+    if not variable.integer:
+        raise TypeError(f"{variable.name!r} is no integer: give its {variable.size} bytes")
+    try:
+        return value.to_bytes(variable.size, sys.byteorder, signed=variable.signed)
+    except OverflowError:
+        kind = "signed" if variable.signed else "unsigned"
+        raise ValueError(f"{variable.name!r} is {kind}, of {variable.size} bytes: {value} does not fit") from None
+
+
+def _check_fit(spec: _sys.MapSpec, existing: Map[Any, Any]) -> None:
+    """Compare what libbpf does not: it takes a map of another type in silence."""
+    info = existing.info
+    for what, wanted, found in (
+        ("type", spec.type, info.type),
+        ("key_size", spec.key_size, info.key_size),
+        ("value_size", spec.value_size, info.value_size),
+    ):
+        if wanted != found:
+            raise ValueError(f"map {spec.name!r} has {what} {wanted!r}, and the one to reuse has {found!r}")

@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""BPF maps as mutable mappings: bpf(2), and Documentation/bpf/maps.rst in the kernel's source.
+
+A class says how keys and values of its map types look from user space, and no more: the mapping itself is written once,
+in `Map`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, Sequence, ValuesView
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
+
+from pyskl import _sys, sockets
+from pyskl._fd import HasFileno, fd_of
+from pyskl.enums import MapType
+from pyskl.errors import NoSuchKey, NotSupported
+from pyskl.pinning import KernelObject
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Key: TypeAlias = bytes | int
+Mode: TypeAlias = Literal["any", "noexist", "exist"]
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MODES = {"any": _sys.BPF_ANY, "noexist": _sys.BPF_NOEXIST, "exist": _sys.BPF_EXIST}
+_BATCH = 4096  # entries that are read at once
+_NAME_MAX = 15  # BPF_OBJ_NAME_LEN, less the NUL
+_U32_MAX = 0xFFFFFFFF
+
+
+class MapInfo(NamedTuple):
+    """What the kernel says of a map (struct bpf_map_info); sizes in bytes."""
+
+    id: int
+    type: MapType
+    name: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+class BeyondEnd(IndexError, KeyError):
+    """An index that is not in the array: so, to a mapping, a key that is absent."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the sentence
+
+
+class Map(KernelObject, MutableMapping[K, V]):
+    """A BPF map: a mutable mapping of bytes to bytes, of the sizes that it was made with.
+
+    An int will do for a key of 4 bytes. Every operation asks the kernel, so that other processes and programs see it at
+    once and are seen; iteration is not a snapshot.
+
+    Errors of every operation: ValueError and TypeError for a key or a value of the wrong size or type, before the
+    kernel is asked; `NoSuchKey` (a KeyError) for an absent key; `BpfError` for what else the kernel says, with its
+    errno: E2BIG where the map is full, EPERM where it is frozen.
+    """
+
+    _kind = "map"
+    _type: ClassVar[MapType | None] = None  # of a class that is of one type
+    _classes: ClassVar[dict[MapType, type[Map[Any, Any]]]] = {}
+    _batches: ClassVar[bool] = True  # whether any kernel reads and writes many entries at once
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls._type is not None:
+            Map._classes[cls._type] = cls
+
+    def __init__(self, fd: int) -> None:
+        found = _sys.map_info(fd)
+        self._info = MapInfo(
+            found.id,
+            MapType(found.type),
+            _sys.text(found.name),
+            found.key_size,
+            found.value_size,
+            found.max_entries,
+            found.map_flags,
+        )
+        self._room = self._info.value_size  # of a value as user space sees it
+        super().__init__(fd)
+
+    @classmethod
+    def _adopt(cls, fd: int) -> Self:
+        kind = MapType(_sys.map_info(fd).type)
+        fitting = Map._classes.get(kind, Map)
+        if not issubclass(fitting, cls):
+            raise TypeError(f"this is a BPF map of type {kind.name}, and {cls.__name__} is another")
+        return fitting(fd)
+
+    @classmethod
+    def create(
+        cls,
+        type: MapType | None = None,  # noqa: A002 - the kernel's word
+        key_size: int = 4,
+        value_size: int = 4,
+        max_entries: int = 1,
+        *,
+        flags: int = 0,
+        name: str = "",
+        inner: Map[Any, Any] | None = None,
+    ) -> Self:
+        """Make a map (``BPF_MAP_CREATE``).
+
+        Args:
+            type: the map's type; a class that is of one type has it already.
+            key_size: of a key, in bytes.
+            value_size: of a value, in bytes.
+            max_entries: how many it can hold.
+            flags: ``BPF_F_*``; an LPM trie always has the one that it needs.
+            name: up to 15 letters, digits, dots and underscores.
+            inner: for a map of maps, one like those that it will hold.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF (for sockmaps and sockhashes CAP_NET_ADMIN too).
+            BpfError: the kernel does not take the type with these sizes and flags (EINVAL), or has no memory.
+        """
+        kind = cls._type if type is None else MapType(type)
+        if kind is None:
+            raise TypeError("a map needs a type, such as MapType.HASH")
+        if cls._type is not None and kind != cls._type:
+            raise ValueError(f"a {cls.__name__} is of type {cls._type.name}, not {kind.name}")
+        sizes = {"key_size": key_size, "value_size": value_size, "max_entries": max_entries, "flags": flags}
+        for what, number in sizes.items():
+            if not 0 <= number <= _U32_MAX:
+                raise ValueError(f"{what} is a number of 32 bits, not {number}")
+        if (kind in {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}) != (inner is not None):
+            raise TypeError("a map of maps, and no other, needs an inner map to know what it will hold")
+        encoded = name.encode("ascii", "replace")
+        if len(encoded) > _NAME_MAX or encoded.translate(None, _NAME_BYTES):
+            raise ValueError(f"a name has up to {_NAME_MAX} letters, digits, dots and underscores, unlike {name!r}")
+        if kind == MapType.LPM_TRIE:
+            flags |= _sys.BPF_F_NO_PREALLOC
+        fd = _sys.map_create(
+            kind, encoded, key_size, value_size, max_entries, flags, None if inner is None else inner.fileno()
+        )
+        return cls.own(fd)
+
+    @property
+    def info(self) -> MapInfo:
+        """What the kernel says of the map (``BPF_OBJ_GET_INFO_BY_FD``)."""
+        self.fileno()
+        return self._info
+
+    def freeze(self) -> None:
+        """Let user space change nothing any more (``BPF_MAP_FREEZE``); programs still can."""
+        _sys.map_freeze(self.fileno())
+
+    # What a class with other keys or values says of them:
+
+    def _encode_key(self, key: Any) -> bytes:
+        return _as_bytes("key", key, self._info.key_size)
+
+    def _decode_key(self, key: bytes) -> Any:
+        return key
+
+    def _encode_value(self, value: Any) -> bytes:
+        return _exactly("value", value, self._info.value_size)
+
+    def _decode_value(self, value: bytes) -> Any:
+        return value
+
+    def _store(self, key: bytes, value: Any, flags: int) -> None:
+        _sys.map_update(self.fileno(), key, self._encode_value(value), flags)
+
+    # The mapping:
+
+    def __getitem__(self, key: K) -> V:
+        value: V = self._decode_value(_sys.map_lookup(self.fileno(), self._encode_key(key), self._room))
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._store(self._encode_key(key), value, _sys.BPF_ANY)
+
+    def put(self, key: K, value: V, *, mode: Mode = "any") -> None:
+        """Set an entry (``BPF_MAP_UPDATE_ELEM``).
+
+        Args:
+            key: its key.
+            value: its value.
+            mode: ``"noexist"`` (``BPF_NOEXIST``): only where there is none, else `BpfError` with EEXIST; ``"exist"``
+                (``BPF_EXIST``): only where there is one, else `NoSuchKey`; ``"any"``: in any case.
+        """
+        if mode not in _MODES:
+            raise ValueError(f"the mode is one of {', '.join(_MODES)}, not {mode!r}")
+        self._store(self._encode_key(key), value, _MODES[mode])
+
+    def __delitem__(self, key: K) -> None:
+        _sys.map_delete(self.fileno(), self._encode_key(key))
+
+    def __iter__(self) -> Iterator[K]:
+        return (self._decode_key(key) for key, _ in self._raw_items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._raw_items())
+
+    def items(self) -> ItemsView[K, V]:
+        """View the entries; iteration reads many at once where the kernel can."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[V]:
+        """View the values; iteration reads many at once where the kernel can."""
+        return _Values(self)
+
+    def update(self, other: Any = (), /, **entries: Any) -> None:
+        """Set many entries, at once where the kernel can (``BPF_MAP_UPDATE_BATCH``).
+
+        All keys and values are checked first. Where the kernel then stops half-way, because the map is full, what went
+        before stays.
+        """
+        pairs = other.items() if isinstance(other, Mapping) else other
+        raw = {self._encode_key(key): self._encode_value(value) for key, value in (*pairs, *entries.items())}
+        fd = self.fileno()
+        if self._batches and raw:
+            with contextlib.suppress(NotSupported):
+                return _sys.map_update_batch(fd, b"".join(raw), b"".join(raw.values()), len(raw))
+        for key, value in raw.items():
+            _sys.map_update(fd, key, value, _sys.BPF_ANY)
+        return None
+
+    def clear(self) -> None:
+        """Delete all entries."""
+        for key in list(self):
+            self.pop(key, None)
+
+    def _raw_items(self) -> Iterator[tuple[bytes, bytes]]:
+        size = self._info.key_size
+        batch = None
+        if self._batches:
+            with contextlib.suppress(NotSupported):
+                batch = _sys.map_lookup_batch(self.fileno(), None, size, self._room, _BATCH)
+        if batch is None:
+            yield from self._raw_items_singly()
+            return
+        while True:
+            yield from zip(_slices(batch.keys, size), _slices(batch.values, self._room), strict=True)
+            if batch.position is None:
+                return
+            batch = _sys.map_lookup_batch(self.fileno(), batch.position, size, self._room, _BATCH)
+
+    def _raw_keys(self) -> Iterator[bytes]:
+        key = _sys.map_next_key(self.fileno(), None, self._info.key_size)
+        for _ in range(self._info.max_entries):  # a key that goes meanwhile makes the kernel begin again
+            if key is None:
+                return
+            yield key
+            key = _sys.map_next_key(self.fileno(), key, self._info.key_size)
+
+    def _raw_items_singly(self) -> Iterator[tuple[bytes, bytes]]:
+        for key in self._raw_keys():
+            try:
+                yield key, _sys.map_lookup(self.fileno(), key, self._room)
+            except NoSuchKey:  # an empty slot, or gone since
+                continue
+
+    # Two maps are the same when they are one object, whatever they hold.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd={self._fd}"
+        return f"<{type(self).__name__} {self._info.name!r} {self._info.type.name} id={self._info.id} {state}>"
+
+
+_NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."
+
+
+class _Items(ItemsView[K, V]):
+    _mapping: Map[K, V]
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        this = self._mapping
+        return ((this._decode_key(key), this._decode_value(value)) for key, value in this._raw_items())
+
+
+class _Values(ValuesView[V]):
+    _mapping: Map[Any, V]
+
+    def __iter__(self) -> Iterator[V]:
+        return (self._mapping._decode_value(value) for _, value in self._mapping._raw_items())
+
+
+def _exactly(what: str, given: Any, size: int) -> bytes:
+    """Check bytes for their size."""
+    if not isinstance(given, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a {what} of this map is {size} bytes, not {type(given).__name__}")
+    raw = bytes(given)
+    if len(raw) != size:
+        raise ValueError(f"a {what} of this map has {size} bytes, not {len(raw)}")
+    return raw
+
+
+def _as_bytes(what: str, given: Any, size: int) -> bytes:
+    """Check bytes for their size, or make them of an int where they are 4."""
+    if size != 4 or not hasattr(given, "__index__"):
+        return _exactly(what, given, size)
+    number = given.__index__()
+    if not 0 <= number <= _U32_MAX:
+        raise ValueError(f"an int for a {what} of 4 bytes is between 0 and {_U32_MAX}, not {number}")
+    return bytes(number.to_bytes(4, sys.byteorder))
+
+
+def _slices(whole: bytes, size: int) -> Iterator[bytes]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))
+
+
+class _Indexed(Map[K, V]):
+    """Keys are the indices of an array, none of which can be deleted or added."""
+
+    def _encode_key(self, key: Any) -> bytes:
+        index = int.from_bytes(_exactly("key", key, 4), sys.byteorder) if isinstance(key, bytes) else key
+        try:
+            if 0 <= index < self._info.max_entries:
+                return bytes(index.to_bytes(4, sys.byteorder))
+        except (TypeError, AttributeError):
+            raise TypeError(f"a key of this map is an int, not {type(key).__name__}") from None
+        raise BeyondEnd(f"index {index} of a map with {self._info.max_entries} entries")
+
+    def _decode_key(self, key: bytes) -> int:
+        return int.from_bytes(key, sys.byteorder)
+
+    def _raw_keys(self) -> Iterator[bytes]:
+        self.fileno()
+        return (index.to_bytes(4, sys.byteorder) for index in range(self._info.max_entries))
+
+
+class _Full(_Indexed[Key, V]):
+    """An array in which every entry is always there."""
+
+    def __delitem__(self, key: Key) -> None:
+        raise TypeError(f"an entry of a {type(self).__name__} can't be deleted: set it to zeros")
+
+    def clear(self) -> None:
+        """Refuse: an array has all its entries always."""
+        raise TypeError(f"the entries of a {type(self).__name__} can't be deleted: set them to zeros")
+
+    def __len__(self) -> int:
+        self.fileno()
+        return self._info.max_entries
+
+
+class _PerCpu(Map[K, tuple[bytes, ...]]):
+    """A value is a tuple of bytes, one for each possible CPU (``libbpf_num_possible_cpus()``)."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._stride = -(-self._info.value_size // 8) * 8
+        self._cpus = _sys.possible_cpus()
+        self._room = self._stride * self._cpus
+
+    def _encode_value(self, value: Any) -> bytes:
+        if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray, str, memoryview)):
+            raise TypeError(f"a value of this map is {self._cpus} bytes objects, one for each possible CPU")
+        if len(value) != self._cpus:
+            raise ValueError(f"a value of this map has {self._cpus} parts, one for each possible CPU, not {len(value)}")
+        return b"".join(super(_PerCpu, self)._encode_value(part).ljust(self._stride, b"\0") for part in value)
+
+    def _decode_value(self, value: bytes) -> tuple[bytes, ...]:
+        return tuple(part[: self._info.value_size] for part in _slices(value, self._stride))
+
+
+class _OfFds(Map[K, HasFileno | int]):
+    """A value is set as an object with an fd, and read as the number by which the kernel knows that object."""
+
+    _batches = False  # a batch that comes upon an empty slot fails with EINTR, on many kernels
+
+    def __getitem__(self, key: K) -> int:
+        number: int = self._decode_value(_sys.map_lookup(self.fileno(), self._encode_key(key), self._room))
+        return number
+
+    def _encode_value(self, value: Any) -> bytes:
+        fd = fd_of(value)
+        if fd < 0:
+            raise ValueError(f"not an open file descriptor: {fd}")
+        return fd.to_bytes(self._info.value_size, sys.byteorder)
+
+    def _decode_value(self, value: bytes) -> int:
+        return int.from_bytes(value, sys.byteorder)
+
+
+class _OfSockets(_OfFds[K]):
+    """A value is set as a socket and read as its cookie; what the kernel does not take is `SocketRefused`."""
+
+    def _store(self, key: bytes, value: Any, flags: int) -> None:
+        sockets.update(self.fileno(), key, value, self._info.value_size, flags)
+
+    def update(self, other: Any = (), /, **entries: Any) -> None:
+        """Set many entries, one after the other: no kernel takes sockets at once.
+
+        All keys are checked first. Where the kernel refuses a socket, those before it stay.
+        """
+        pairs = other.items() if isinstance(other, Mapping) else other
+        raw = {self._encode_key(key): fd_of(value) for key, value in (*pairs, *entries.items())}
+        fd, size = self.fileno(), self._info.value_size
+        for key, value in raw.items():
+            sockets.update(fd, key, value, size, _sys.BPF_ANY)
+
+
+class HashMap(Map[Key, bytes]):
+    """``BPF_MAP_TYPE_HASH``."""
+
+    _type = MapType.HASH
+
+
+class LruHashMap(Map[Key, bytes]):
+    """``BPF_MAP_TYPE_LRU_HASH``: what was not used for long makes room for what is new."""
+
+    _type = MapType.LRU_HASH
+
+
+class PerCpuHashMap(_PerCpu[Key]):
+    """``BPF_MAP_TYPE_PERCPU_HASH``: a value is a tuple of bytes, one for each possible CPU."""
+
+    _type = MapType.PERCPU_HASH
+
+
+class LruPerCpuHashMap(_PerCpu[Key]):
+    """``BPF_MAP_TYPE_LRU_PERCPU_HASH``: a value is a tuple of bytes, one for each possible CPU."""
+
+    _type = MapType.LRU_PERCPU_HASH
+
+
+class LpmTrie(Map[bytes, bytes]):
+    """``BPF_MAP_TYPE_LPM_TRIE``: a key is a length in bits (4 bytes, in the machine's order), then the prefix.
+
+    Reading a key gives the entry of the longest prefix that contains it.
+    """
+
+    _type = MapType.LPM_TRIE
+
+
+class ArrayMap(_Full[bytes]):
+    """``BPF_MAP_TYPE_ARRAY``: keys are indices, and every entry is always there."""
+
+    _type = MapType.ARRAY
+
+    def mmap(self, *, readonly: bool = False) -> memoryview:
+        """Map the whole array into memory (mmap(2)), which user space and programs then share.
+
+        An entry begins at each multiple of the value's size, rounded up to 8 bytes. The memory stays mapped as long as
+        the memoryview lives, also when the map is closed.
+
+        Raises:
+            ValueError: the map was made without the flag `BPF_F_MMAPABLE`.
+            BpfError: the map is frozen, and writing was asked for (EPERM).
+        """
+        if not self._info.flags & _sys.BPF_F_MMAPABLE:
+            raise ValueError("only a map that was made with the flag BPF_F_MMAPABLE can be mapped into memory")
+        size = -(-self._info.value_size // 8) * 8 * self._info.max_entries
+        view = memoryview(_sys.mmap(self.fileno(), size, readonly=readonly))[:size]
+        return view.toreadonly() if readonly else view
+
+
+class PerCpuArrayMap(_PerCpu[Key], _Full[tuple[bytes, ...]]):
+    """``BPF_MAP_TYPE_PERCPU_ARRAY``: keys are indices; a value is a tuple of bytes, one for each possible CPU."""
+
+    _type = MapType.PERCPU_ARRAY
+
+
+class ArrayOfMaps(_OfFds[Key], _Indexed[Key, HasFileno | int]):
+    """``BPF_MAP_TYPE_ARRAY_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
+
+    _type = MapType.ARRAY_OF_MAPS
+
+
+class HashOfMaps(_OfFds[Key]):
+    """``BPF_MAP_TYPE_HASH_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
+
+    _type = MapType.HASH_OF_MAPS
+
+
+class ProgArray(_OfFds[Key], _Indexed[Key, HasFileno | int]):
+    """``BPF_MAP_TYPE_PROG_ARRAY``, for tail calls: set a `Program`, read its id (`Program.from_id`)."""
+
+    _type = MapType.PROG_ARRAY
+
+
+class SockMap(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+    """``BPF_MAP_TYPE_SOCKMAP``: sockets by index, for ``bpf_sk_assign()``.
+
+    Set a socket, read its cookie (`socket_cookie`). It takes TCP sockets that listen or are established, and UDP
+    sockets that are bound. The kernel empties a slot when its socket is closed for the last time.
+    """
+
+    _type = MapType.SOCKMAP
+
+    @classmethod
+    def create(cls, max_entries: int, *, name: str = "") -> Self:  # type: ignore[override] # its own arguments
+        """Make a sockmap (``BPF_MAP_CREATE``), whose values are cookies of 8 bytes.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
+        """
+        return super().create(None, 4, 8, max_entries, name=name)
+
+
+class SockHash(_OfSockets[Key]):
+    """``BPF_MAP_TYPE_SOCKHASH``: sockets by keys of any size; otherwise as `SockMap`."""
+
+    _type = MapType.SOCKHASH
+
+    @classmethod
+    def create(cls, max_entries: int, *, key_size: int = 4, name: str = "") -> Self:  # type: ignore[override] # likewise
+        """Make a sockhash (``BPF_MAP_CREATE``), whose values are cookies of 8 bytes.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
+        """
+        return super().create(None, key_size, 8, max_entries, name=name)
+
+
+class ReuseportSockArray(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+    """``BPF_MAP_TYPE_REUSEPORT_SOCKARRAY``: members of SO_REUSEPORT groups, for ``bpf_sk_select_reuseport()``."""
+
+    _type = MapType.REUSEPORT_SOCKARRAY

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Network namespaces (network_namespaces(7))."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, TypeAlias
+
+from pyskl import _sys
+from pyskl._fd import FdOwner, HasFileno, fd_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAMED = "/run/netns"  # where ip-netns(8) keeps them
+_CURRENT = "/proc/thread-self/ns/net"
+_NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+_CLONE_NEWNET = 0x40000000
+
+NetNSLike: TypeAlias = "NetNS | str | os.PathLike[str] | HasFileno | int | None"
+
+
+class NetNS(FdOwner):
+    """A network namespace, which lives at least as long as this object is open."""
+
+    def __init__(self, fd: int) -> None:
+        """Take an fd over: see `from_fd` for one that stays yours.
+
+        Raises:
+            ValueError: it is not of a network namespace; it stays yours.
+        """
+        try:
+            kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+            kind = None
+        if kind != _CLONE_NEWNET:
+            raise ValueError(f"{os.readlink(f'/proc/self/fd/{fd}')} is not a network namespace")
+        super().__init__(fd)
+
+    @classmethod
+    def _open(cls, path: str | os.PathLike[str]) -> NetNS:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def current(cls) -> NetNS:
+        """Open the calling thread's own namespace."""
+        return cls._open(_CURRENT)
+
+    @classmethod
+    def named(cls, name: str) -> NetNS:
+        """Open a namespace by the name that ip-netns(8) gave it.
+
+        Raises:
+            ValueError: it can't be a name.
+            FileNotFoundError: there is none of this name.
+        """
+        if not name or "/" in name or "\0" in name or name in {".", ".."}:
+            raise ValueError(f"not a name of a network namespace: {name!r}")
+        return cls._open(os.path.join(_NAMED, name))
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str]) -> NetNS:
+        """Open a namespace by a file that it is mounted on, such as /proc/PID/ns/net.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ValueError: it is not a network namespace.
+        """
+        return cls._open(path)
+
+    @classmethod
+    def from_pid(cls, pid: int) -> NetNS:
+        """Open the namespace of a process.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+            PermissionError: it is another user's (ptrace(2) says when).
+        """
+        try:
+            return cls._open(f"/proc/{pid:d}/ns/net")
+        except FileNotFoundError:
+            raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from None
+
+    @classmethod
+    def from_fd(cls, fd: HasFileno | int) -> NetNS:
+        """Open the namespace that an fd is of; the fd itself is left alone.
+
+        Raises:
+            ValueError: it is not of a network namespace.
+        """
+        copy = os.dup(fd_of(fd))
+        try:
+            return cls(copy)
+        except BaseException:
+            os.close(copy)
+            raise
+
+    @property
+    def inode(self) -> int:
+        """The inode by which the kernel names it; a later namespace may get the same when this one is gone."""
+        return os.fstat(self.fileno()).st_ino
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[NetNS]:
+        """Move the calling thread into the namespace for the length of a ``with``: setns(2).
+
+        Sockets made there stay there. The thread returns to where it was, whatever happens inside.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_SYS_ADMIN.
+        """
+        with NetNS.current() as before:
+            _sys.setns(self.fileno())
+            try:
+                yield self
+            finally:
+                _sys.setns(before.fileno())
+
+    def __repr__(self) -> str:
+        return "<NetNS closed>" if self.closed else f"<NetNS net:[{self.inode}]>"
+
+
+@contextlib.contextmanager
+def netns_fd(netns: NetNSLike) -> Iterator[int]:
+    """Give an fd of a namespace in any of the forms that pyskl takes, for the length of a ``with``.
+
+    Raises:
+        ValueError: it is not a network namespace.
+        FileNotFoundError: there is nothing at the path.
+    """
+    if netns is None:
+        opened = NetNS.current()
+    elif isinstance(netns, (str, os.PathLike)):
+        opened = NetNS.from_path(netns)
+    else:
+        opened = NetNS.from_fd(netns)
+    with opened:
+        yield opened.fileno()

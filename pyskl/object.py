@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A whole ELF object: every program and map in it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from pyskl import loader
+from pyskl._fd import Held
+from pyskl.program import Program, adopt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from pyskl.maps import Map
+
+
+class BpfObject:
+    """The programs and maps of an ELF object, loaded together.
+
+    `close()` closes all that nobody holds; a `Program` or `Map` that was taken out lives until its own `close()`.
+    """
+
+    def __init__(self, programs: dict[str, Program], maps: dict[str, Map[Any, Any]]) -> None:
+        self._programs = Held("program", programs)
+        self._maps = Held("map", maps)
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        source: loader.Source,
+        *,
+        programs: Iterable[str] | None = None,
+        constants: Mapping[str, loader.Constant] | None = None,
+        max_entries: Mapping[str, int] | None = None,
+        reuse: Mapping[str, Map[Any, Any]] | None = None,
+        log_level: int = 0,
+    ) -> BpfObject:
+        """Load an ELF object: what clang makes of a BPF program, with BTF (``clang -g -target bpf``).
+
+        Args:
+            source: the path of the object, or its bytes.
+            programs: the names of those to load; all of them where None.
+            constants: values for ``const volatile`` globals, by name: an int, or the bytes of any other type.
+            max_entries: sizes for maps, by name.
+            reuse: existing maps to put in the place of the object's, by name; of the same type, key and value size.
+            log_level: how much the verifier tells the logger ``pyskl.libbpf`` (1: its steps, 2: more, 4: statistics);
+                0: nothing but why it rejects a program.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            KeyError: the object has no program, constant or map of a name.
+            ValueError: a value does not fit.
+            VerifierError: the verifier rejected a program.
+            PermissionDenied: the process lacks a capability (CAP_BPF, for sockmaps CAP_NET_ADMIN too).
+            BpfError: it is not an object (ENOEXEC), or libbpf or the kernel refused it.
+        """
+        options = loader.Options(constants, max_entries, reuse, log_level)
+        with loader.open_object(source) as opened:
+            chosen = None if programs is None else tuple(programs)
+            return cls(*adopt(*loader.load(opened, chosen, options)))
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """The programs that were loaded, by the names of their functions."""
+        return self._programs
+
+    @property
+    def maps(self) -> Mapping[str, Map[Any, Any]]:
+        """The maps, by name; those of global variables are ``".rodata"``, ``".data"`` and ``".bss"``."""
+        return self._maps
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close the programs and maps, but for those that somebody holds. Calling it again does nothing."""
+        self._closed = True
+        self._programs.release()
+        self._maps.release()
+
+    def __enter__(self) -> Self:
+        if self._closed:
+            raise ValueError("operation on a closed BpfObject")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<BpfObject {'closed' if self._closed else ', '.join(self._programs)}>"

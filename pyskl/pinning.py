@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What programs, maps and links have in common: an fd, an id, and pins on bpffs (``BPF_OBJ_PIN``, ``BPF_OBJ_GET``)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from pyskl import _sys
+from pyskl._fd import FdOwner, HasFileno, fd_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+def kind_of(fd: int) -> str:
+    """Tell what kind of BPF object an fd is of: "prog", "map", "link", or what else it is.
+
+    The name of the file in /proc differs between kernels and between a new link and a pinned one; the keys that each
+    kind prints about itself do not (proc_pid_fdinfo(5)).
+    """
+    with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as description:
+        keys = {line.partition(b":")[0] for line in description}
+    for kind in ("link", "map", "prog", "btf"):  # a link tells its program too
+        if f"{kind}_id".encode() in keys:
+            return kind
+    return "not a BPF object"
+
+
+class KernelObject(FdOwner):
+    """A program, a map or a link: kept by the kernel as long as an fd, a pin or another object refers to it."""
+
+    _kind: ClassVar[str]  # as bpf(2) abbreviates it in its commands
+    _WORDS: ClassVar = {"prog": "a BPF program", "map": "a BPF map", "link": "a BPF link", "btf": "BTF"}
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._pins: set[str] = set()
+
+    @classmethod
+    def _adopt(cls, fd: int) -> Self:
+        """Make an object of the fitting class of an fd of the right kind, which it owns from now on."""
+        return cls(fd)
+
+    @classmethod
+    def own(cls, fd: int) -> Self:
+        """Make an object of an fd of the right kind, which is its own from now on, or closed where this fails."""
+        try:
+            return cls._adopt(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def _checked(cls, fd: int, origin: str) -> Self:
+        """Own an fd, or close it and raise TypeError where it is of another kind of object."""
+        kind = kind_of(fd)
+        if kind != cls._kind:
+            os.close(fd)
+            expected, found = cls._WORDS[cls._kind], cls._WORDS.get(kind, kind)
+            raise TypeError(f"{origin} is {found}, and {cls.__name__} needs {expected}")
+        return cls.own(fd)
+
+    @classmethod
+    def from_fd(cls, fd: HasFileno | int) -> Self:
+        """Open what an fd refers to, such as one that was inherited or received; the fd itself is left alone.
+
+        Raises:
+            TypeError: it is of another kind of object.
+            OSError: it is not open (EBADF).
+        """
+        number = fd_of(fd)
+        return cls._checked(os.dup(number), f"fd {number}")
+
+    @classmethod
+    def from_pin(cls, path: StrPath) -> Self:
+        """Open what is pinned at a path (``BPF_OBJ_GET``); it needs write permission on the file.
+
+        Raises:
+            NoSuchPin: nothing is there (a FileNotFoundError, too).
+            TypeError: another kind of object is pinned there.
+            BpfError: the path is not on bpffs, or its mode forbids it (EACCES).
+        """
+        name = os.fspath(path)
+        opened = cls._checked(_sys.obj_get(name), f"what is pinned at {name!r}")
+        opened._pins.add(os.path.abspath(name))
+        return opened
+
+    @classmethod
+    def from_id(cls, number: int) -> Self:
+        """Open an object by its id (``BPF_*_GET_FD_BY_ID``).
+
+        Raises:
+            PermissionDenied: the process lacks CAP_SYS_ADMIN.
+            BpfError: no object of this kind has the id (ENOENT).
+        """
+        if not 0 < number < 1 << 32:
+            raise ValueError(f"an id is a positive number of 32 bits, not {number}")
+        return cls.own(_sys.fd_by_id(cls._kind, number))
+
+    def pin(self, path: StrPath) -> None:
+        """Give the object a name on bpffs, by which it lives and can be opened when no fd is left (``BPF_OBJ_PIN``).
+
+        Raises:
+            ValueError: the file's name has a dot in it, which bpffs reserves.
+            PinExists: something is there (a FileExistsError, too).
+            NoSuchPin: the folder does not exist (a FileNotFoundError, too).
+            BpfError: the path is not on bpffs (EPERM).
+        """
+        fd, name = self.fileno(), os.fspath(path)
+        if "." in os.path.basename(name):
+            raise ValueError(f"bpffs takes no dot in a name: {name!r}")
+        _sys.obj_pin(fd, name)
+        self._pins.add(os.path.abspath(name))
+
+    def unpin(self) -> None:
+        """Remove the pins that were made through this object, or that it was opened from.
+
+        Raises:
+            ValueError: there are none.
+            OSError: a pin could not be removed; it stays known.
+        """
+        self.fileno()
+        if not self._pins:
+            raise ValueError(f"{self!r} was neither pinned nor opened from a pin")
+        for path in tuple(self._pins):
+            os.unlink(path)
+            self._pins.remove(path)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Sockets as a BPF map takes them, and what is wrong with one that it does not take."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TypeAlias
+
+from pyskl import _sys
+from pyskl._fd import HasFileno, fd_of
+from pyskl.errors import BpfError, SocketRefused
+
+Socket: TypeAlias = HasFileno | int
+"""Anything with ``fileno()``, or an fd."""
+
+_REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EBADF, errno.EINVAL, errno.EBUSY, errno.EPROTONOSUPPORT})
+_IPPROTO_MPTCP = 262
+_FAMILIES = {socket.AF_UNIX: "a unix socket", socket.AF_VSOCK: "a vsock socket", socket.AF_PACKET: "a packet socket"}
+_PROTOCOLS = {
+    _IPPROTO_MPTCP: "an MPTCP socket; make it with IPPROTO_TCP",
+    socket.IPPROTO_SCTP: "an SCTP socket",
+    socket.IPPROTO_UDPLITE: "a UDP-Lite socket",
+}
+
+
+def socket_cookie(sock: Socket) -> int:
+    """Give the number by which the kernel knows a socket, as long as it boots: SO_COOKIE of getsockopt(2).
+
+    It is what reading a `SockMap` gives.
+
+    Raises:
+        BpfError: it is not a socket (ENOTSOCK, EBADF).
+    """
+    return _sys.socket_cookie(fd_of(sock))
+
+
+def update(fd: int, key: bytes, sock: Socket, value_size: int, flags: int) -> None:
+    """Put a socket into a map of sockets, or say what is wrong with it."""
+    number = fd_of(sock)
+    try:
+        _sys.map_update_socket(fd, key, number, value_size, flags)
+    except BpfError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        reason = _what_is_wrong(number, error.errno)
+        refused = SocketRefused(error.errno, error.strerror or "", call=error.call, hint=reason)
+        refused.reason = reason
+        raise refused from None
+
+
+def _what_is_wrong(fd: int, refusal: int) -> str:
+    """Say why a map does not take this socket."""
+    if fd < 0:
+        return "the socket is closed"
+    if refusal == errno.EBADF:
+        return f"fd {fd} is not open"
+    if refusal == errno.ENOTSOCK:
+        return f"fd {fd} is not a socket"
+    if refusal == errno.EBUSY:
+        return "it is in a map of the other kind (a sockmap, or a REUSEPORT_SOCKARRAY), or another thread moves it now"
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.family in _FAMILIES:
+            return f"it is {_FAMILIES[sock.family]}, which no look-up selects"
+        if sock.proto in _PROTOCOLS:
+            return f"it is {_PROTOCOLS[sock.proto]}"
+        if sock.type == socket.SOCK_RAW:
+            return "it is a raw socket, which no look-up selects"
+        if not sock.getsockname()[1]:
+            return "it is not bound: call bind() first"
+        if sock.type == socket.SOCK_STREAM:
+            return "it is a TCP socket that does not listen: call listen() first"
+        return "it is of a kind, or in a state, that this map does not take; does it have SO_REUSEPORT?"

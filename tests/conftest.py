@@ -1,0 +1,126 @@
+"""Fixtures of every test: what it may use, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+# The tests are of the installed package, never of the source tree, which `python -m pytest` would
+# put first; and test modules find `support` whatever pytest's import mode is.
+_TESTS = Path(__file__).resolve().parent
+sys.path[:] = [
+    str(_TESTS),
+    *(p for p in sys.path if Path(p).resolve() not in (_TESTS, _TESTS.parent)),
+]
+
+import support  # noqa: E402
+
+import pyskl  # noqa: E402
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to us, and are seen
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if not (feature := pyskl.features()[name]):
+                support.unavailable(name, feature.reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+_failed = pytest.StashKey[bool]()
+
+
+@functools.cache
+def _turn() -> int:
+    path = Path(tempfile.gettempdir(), "pyskl-tests.lock")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _held() -> dict[str, set[object]]:
+    return {
+        "file descriptors": support.fds(),
+        "BPF objects": support.bpf_ids(),
+        "network namespaces": support.namespaces(),
+        "child processes": support.children(),
+        "pins": support.pins(),
+    }
+
+
+def _strangers() -> set[tuple[str, int]]:
+    """BPF objects that processes which are none of ours hold: systemd makes programs of its own."""
+    ours = {os.getpid(), *support.children()}
+    pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - ours
+    return set().union(*map(support.bpf_ids_of, pids))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: no fd, BPF object, namespace, child process or pin more than before.
+
+    BPF objects are the whole machine's, so tests of several sessions take turns.
+    """
+    fcntl.flock(_turn(), fcntl.LOCK_EX)
+    try:
+        before = _held()
+        yield
+        if request.node.stash.get(_failed, False):
+            return  # its traceback holds what it held
+        gc.collect()
+
+        def left() -> dict[str, set[object]]:
+            now = _held()
+            return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+
+        if not support.eventually(lambda: not left()):
+            more = left()
+            more["BPF objects"] = more.get("BPF objects", set()) - _strangers()
+            assert not any(more.values()), f"left behind: {more}"
+    finally:
+        fcntl.flock(_turn(), fcntl.LOCK_UN)
+
+
+@pytest.fixture
+def netns() -> Iterator[pyskl.NetNS]:
+    """A fresh network namespace of the test's own, where every documentation address is local."""
+    with support.namespace() as ns:
+        yield ns
+
+
+@pytest.fixture
+def bpffs() -> Iterator[Path]:
+    """A fresh folder on bpffs, removed with all that it holds."""
+    if not os.path.ismount(support.BPFFS):
+        subprocess.run(["mount", "-t", "bpf", "bpf", support.BPFFS], check=True)
+    folder = Path(tempfile.mkdtemp(prefix="pyskl-test-", dir=support.BPFFS))
+    yield folder
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(parent, name))
+        for name in folders:
+            os.rmdir(os.path.join(parent, name))
+    folder.rmdir()
+
+
+@pytest.fixture(scope="session")
+def bpf_object() -> Callable[[str], Path]:
+    """support.bpf_object: the path of an object of tests/bpf by its name."""
+    return support.bpf_object

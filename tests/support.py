@@ -1,0 +1,551 @@
+"""What the tests share: namespaces, sockets inside them, questions, and what the kernel holds.
+
+Nothing here goes through pyskl but the switching of namespaces, so that a test's evidence is the
+kernel's own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import errno
+import functools
+import itertools
+import json
+import os
+import platform
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import pyskl
+
+HERE = Path(__file__).parent
+BPFFS = Path("/sys/fs/bpf")
+NETNS = Path("/run/netns")
+TIMEOUT = 5.0  # a bound on what should take microseconds; nothing waits it out unless it fails
+
+# What socket.h has and Python's socket module (of some version) has not.
+SO_ATTACH_FILTER = 26
+SO_ATTACH_REUSEPORT_EBPF = 52
+SO_COOKIE = 57
+SO_NETNS_COOKIE = 71
+IP_RECVORIGDSTADDR = 20
+IPV6_RECVORIGDSTADDR = 74
+IPV6_FREEBIND = 78
+IPPROTO_MPTCP = 262
+IPPROTO_UDPLITE = 136
+
+# Flags of bpf_sk_assign().
+REPLACE, NO_REUSEPORT = 1, 2
+
+# One address of each documentation prefix; every one is local to a namespace made by namespace().
+V4, V4_B, V4_C = "192.0.2.1", "198.51.100.1", "203.0.113.1"
+V6, V6_B = "2001:db8::1", "2001:db8:b::1"
+
+Child = subprocess.Popen  # of str
+
+needs = pytest.mark.needs  # @needs("map_batch"): skips, with the feature's reason, where it is not
+
+
+def unavailable(name: str, reason: str) -> None:
+    """Skip by name; where $PYSKL_REQUIRED_FEATURES says that this machine has it, fail instead."""
+    if name in os.environ.get("PYSKL_REQUIRED_FEATURES", "").split(","):
+        pytest.fail(f"{name} is required of this machine, but: {reason}", pytrace=False)
+    pytest.skip(f"needs {name}: {reason}")
+
+
+# -- objects ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _build_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pyskl-objects-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def bpf_object(name: str) -> Path:
+    """The object of tests/bpf/NAME.bpf.c: from $PYSKL_TEST_OBJECTS, or compiled, once a session."""
+    if ready := os.environ.get("PYSKL_TEST_OBJECTS"):
+        return Path(ready, f"{name}.bpf.o")
+    target = _build_folder() / f"{name}.bpf.o"
+    headers = f"-I/usr/include/{platform.machine()}-linux-gnu"
+    arguments = ["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", headers]
+    source = HERE / "bpf" / f"{name}.bpf.c"
+    subprocess.run([*arguments, "-c", source, "-o", target], check=True, timeout=60)
+    return target
+
+
+# -- namespaces ------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[pyskl.NetNS]:
+    """A fresh network namespace, in which every documentation address is local; gone at the end."""
+    name = f"pyskl-{os.getpid()}-{next(_numbers)}"
+    prefixes = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+    routes = "".join(f"route add local {prefix} dev lo\n" for prefix in prefixes)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=TIMEOUT)
+    try:
+        command = ["ip", "-n", name, "-batch", "-"]
+        text = f"link set lo up\n{routes}"
+        subprocess.run(command, input=text, text=True, check=True, timeout=TIMEOUT)
+        with pyskl.NetNS.named(name) as ns:
+            yield ns
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=TIMEOUT)
+
+
+def ip(ns: pyskl.NetNS, *lines: str) -> None:
+    """ip(8)'s commands, inside a namespace."""
+    with ns.entered():
+        command, text = ["ip", "-batch", "-"], "\n".join(lines)
+        subprocess.run(command, input=text, text=True, check=True, timeout=TIMEOUT)
+
+
+def sysctl(ns: pyskl.NetNS, name: str, value: object) -> None:
+    """Set net.NAME (in slashes) of a namespace."""
+    with ns.entered():
+        Path("/proc/sys/net", name).write_text(str(value))
+
+
+# -- sockets ---------------------------------------------------------------------------------------
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def new_socket(ns: pyskl.NetNS, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket made inside a namespace, which it keeps; its operations are bounded by TIMEOUT."""
+    with ns.entered():
+        sock = socket.socket(family, kind, protocol)
+    sock.settimeout(TIMEOUT)
+    return sock
+
+
+def _bound(ns: pyskl.NetNS, kind: int, host: str, port: int, reuseport: bool, v6only: bool) -> socket.socket:
+    sock = new_socket(ns, family_of(host), kind)
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        if reuseport:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def tcp_listener(
+    ns: pyskl.NetNS,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    reuseport: bool = False,
+    v6only: bool = True,
+    backlog: int = 4096,
+) -> socket.socket:
+    """A listening TCP socket; `tcp_listener(ns, "::", v6only=False)` is a dual-stack one."""
+    sock = _bound(ns, socket.SOCK_STREAM, host, port, reuseport, v6only)
+    sock.listen(backlog)
+    return sock
+
+
+def udp_socket(
+    ns: pyskl.NetNS,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    reuseport: bool = False,
+    v6only: bool = True,
+) -> socket.socket:
+    """A bound, unconnected UDP socket."""
+    return _bound(ns, socket.SOCK_DGRAM, host, port, reuseport, v6only)
+
+
+def server(ns: pyskl.NetNS, protocol: str, host: str, port: int = 0, **how: bool) -> socket.socket:
+    """A listening TCP socket or a bound UDP socket, by the protocol's name."""
+    return {"tcp": tcp_listener, "udp": udp_socket}[protocol](ns, host, port, **how)
+
+
+def loopback(family: str) -> str:
+    """The loopback address of "v4" or "v6", where no documentation address is."""
+    return {"v4": "127.0.0.1", "v6": "::1"}[family]
+
+
+def tcp_client(ns: pyskl.NetNS, host: str, port: int, *, source: tuple[str, int] | None = None) -> socket.socket:
+    """A connected TCP client; ConnectionRefusedError where a RST came."""
+    return _client(ns, socket.SOCK_STREAM, host, port, source)
+
+
+def udp_client(ns: pyskl.NetNS, host: str, port: int, *, source: tuple[str, int] | None = None) -> socket.socket:
+    """A connected UDP client, which is told of ICMP errors."""
+    return _client(ns, socket.SOCK_DGRAM, host, port, source)
+
+
+def _client(ns: pyskl.NetNS, kind: int, host: str, port: int, source: tuple[str, int] | None) -> socket.socket:
+    sock = new_socket(ns, family_of(host), kind)
+    try:
+        if source is not None:
+            if sock.family == socket.AF_INET6:  # an address that is local by its route alone
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            sock.bind(source)
+        sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def cookie(sock: socket.socket | int) -> int:
+    """SO_COOKIE, asked without pyskl."""
+    fd = sock if isinstance(sock, int) else sock.fileno()
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        return int(struct.unpack("=Q", copy.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0])
+
+
+def silence(sock: socket.socket) -> socket.socket:
+    """Give a socket a classic filter that returns 0: it takes packets in and lets none through."""
+    code = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K, 0
+    program = struct.pack("@HP", 1, ctypes.addressof(code))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    return sock
+
+
+# -- questions -------------------------------------------------------------------------------------
+
+
+def readable(*socks: socket.socket, timeout: float = TIMEOUT) -> list[socket.socket]:
+    """Those that have something to read, as soon as one has."""
+    poller = select.poll()
+    by_fd = {sock.fileno(): sock for sock in socks}
+    for fd in by_fd:
+        poller.register(fd, select.POLLIN)
+    return [by_fd[fd] for fd, _ in poller.poll(timeout * 1000)]
+
+
+def ask_tcp(
+    ns: pyskl.NetNS,
+    host: str,
+    port: int,
+    *servers: socket.socket,
+    source: tuple[str, int] | None = None,
+) -> socket.socket:
+    """The one of the listening servers that a new connection reaches.
+
+    ConnectionRefusedError where it is refused, TimeoutError where none of them has it.
+    """
+    with tcp_client(ns, host, port, source=source):
+        for found in readable(*servers):
+            found.accept()[0].close()
+            return found
+    raise TimeoutError(f"[{host}]:{port} reached none of the servers")
+
+
+def ask_udp(
+    ns: pyskl.NetNS,
+    host: str,
+    port: int,
+    *servers: socket.socket,
+    source: tuple[str, int] | None = None,
+) -> socket.socket:
+    """The one of the servers that a datagram reaches; errors as with ask_tcp."""
+    with udp_client(ns, host, port, source=source) as client:
+        client.send(b"?")
+        for found in readable(client, *servers):
+            found.recv(16)  # the client has nothing to receive: it raises the ICMP error
+            return found
+    raise TimeoutError(f"[{host}]:{port} reached none of the servers")
+
+
+def ask(
+    protocol: str,
+    ns: pyskl.NetNS,
+    host: str,
+    port: int,
+    *servers: socket.socket,
+    source: tuple[str, int] | None = None,
+) -> socket.socket:
+    """ask_tcp or ask_udp, by the protocol's name."""
+    how = {"tcp": ask_tcp, "udp": ask_udp}[protocol]
+    return how(ns, host, port, *servers, source=source)
+
+
+@contextlib.contextmanager
+def unanswered(ns: pyskl.NetNS, host: str, port: int) -> Iterator[socket.socket]:
+    """A TCP client whose SYN is met with silence so far; by the end it must be connected.
+
+    On loopback a SYN and what answers it are processed before connect() returns, so what came of
+    it is known at once; the next chance is the SYN that the client sends again after a second.
+    """
+    with new_socket(ns, family_of(host), socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        assert client.connect_ex((host, port)) == errno.EINPROGRESS
+        poller = select.poll()
+        poller.register(client, select.POLLOUT)
+        assert poller.poll(0) == []
+        yield client
+        assert poller.poll(TIMEOUT * 1000) == [(client.fileno(), select.POLLOUT)]
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def eventually(condition: Callable[[], object], timeout: float = TIMEOUT) -> bool:
+    """For what the kernel does after an RCU grace period, and tells nobody: poll, to a deadline."""
+    deadline = time.monotonic() + timeout
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.005)
+    return True
+
+
+# -- what the kernel holds -------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+_NEXT_ID = {"prog": 11, "map": 12, "link": 31}
+
+
+def sys_bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2) itself; OSError with its errno."""
+    buffer = attributes if isinstance(attributes, ctypes.Array) else bytearray(attributes)
+    if isinstance(buffer, bytearray):
+        buffer = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    result = int(_libc.syscall(_SYS_BPF, command, buffer, len(buffer)))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def bpf_ids() -> set[tuple[str, int]]:
+    """("prog", 12), … of every BPF object of the machine; nothing without CAP_SYS_ADMIN."""
+    found = set()
+    for kind, command in _NEXT_ID.items():
+        number = 0
+        while True:
+            attributes = ctypes.create_string_buffer(struct.pack("=III", number, 0, 0), 12)
+            try:
+                sys_bpf(command, attributes)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EPERM):
+                    break
+                raise
+            number = struct.unpack_from("=I", attributes, 4)[0]
+            found.add((kind, number))
+    return found
+
+
+def bpf_ids_of(pid: int | str) -> set[tuple[str, int]]:
+    """The BPF objects that a process has fds of."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in ("prog_id", "map_id", "link_id"):
+                        found.add((name[:-3], int(value)))
+    return found
+
+
+def children() -> set[int]:
+    """This process's running children, and their orphans (conftest makes it a subreaper)."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "Z":
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            else:
+                found.add(pid)
+    return found
+
+
+def fds() -> set[tuple[int, str]]:
+    """This process's file descriptors, with what each is."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
+
+
+def pins() -> set[str]:
+    """Every file and folder on bpffs."""
+    return {os.path.join(folder, name) for folder, folders, files in os.walk(BPFFS) for name in (*folders, *files)}
+
+
+def namespaces() -> set[str]:
+    """The named network namespaces."""
+    return set(os.listdir(NETNS)) if NETNS.exists() else set()
+
+
+# -- other processes -------------------------------------------------------------------------------
+
+
+def python(code: str, *arguments: str, **how: object) -> subprocess.CompletedProcess[str]:
+    """Run a piece of Python in a process of its own; its failure is ours."""
+    result = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **how,  # type: ignore[call-overload]
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def child(code: str, *arguments: object, ns: pyskl.NetNS | None = None, **how: Any) -> Child:
+    """A piece of Python beside the test, in a namespace; its standard streams are pipes."""
+    command = [sys.executable, "-I", "-W", "error", "-c", code, *map(str, arguments)]
+    with contextlib.nullcontext() if ns is None else ns.entered():
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **how)
+
+
+def kill(process: Child) -> None:
+    """SIGKILL, reaped; its pipes closed."""
+    process.kill()
+    with process:
+        pass
+
+
+# -- the program of most tests ---------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """Of tests/bpf/choose.bpf.c: its runs, was there a socket, the errno of bpf_sk_assign()."""
+
+    runs: int
+    found: bool
+    errno: int
+
+
+def result(program: pyskl.Program) -> Result:
+    runs, found, error = struct.unpack("=QIi", program.maps["result"][0])
+    return Result(runs, bool(found), -error)
+
+
+@contextlib.contextmanager
+def chooser(
+    sockets: Mapping[int, socket.socket] | None = None,
+    *,
+    name: str = "choose",
+    reuse: Mapping[str, pyskl.Map] | None = None,
+    **constants: object,
+) -> Iterator[pyskl.Program]:
+    """choose.bpf.c with these constants, loaded; its SOCKMAP filled with these."""
+    path = bpf_object("choose")
+    with pyskl.Program.load(path, name=name, constants=constants, reuse=reuse) as program:
+        for slot, sock in (sockets or {}).items():
+            program.maps["sockets"][slot] = sock
+        yield program
+
+
+@contextlib.contextmanager
+def choosing(
+    ns: pyskl.NetNS, sockets: Mapping[int, socket.socket] | None = None, **how: Any
+) -> Iterator[pyskl.Program]:
+    """chooser(), attached."""
+    with chooser(sockets, **how) as program, program.attach(ns):
+        yield program
+
+
+# -- load ------------------------------------------------------------------------------------------
+
+_CLIENT = """
+import collections, errno, json, socket, struct, sys
+protocol, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+outcomes = collections.Counter()
+for number in range(count):
+    try:
+        with socket.socket(socket.AF_INET, kind) as client:
+            client.settimeout(5)
+            address = f"192.0.2.{number % 250 + 1}", port
+            if protocol == "tcp":  # closed by RST: no TIME_WAIT, which would use up the ports
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.connect(address)
+            else:
+                client.sendto(b"?", address)
+            outcomes[client.recv(16).decode()] += 1
+    except OSError as error:
+        outcomes[errno.errorcode.get(error.errno, type(error).__name__)] += 1
+    if not number:
+        print(flush=True)
+print(json.dumps(outcomes))
+"""
+
+_SERVER = """
+import socket, sys
+sock, answer = socket.socket(fileno=int(sys.argv[1])), sys.argv[2].encode()
+while True:
+    if sock.type == socket.SOCK_STREAM:
+        connection, _ = sock.accept()
+        try:
+            connection.sendall(answer)
+        except OSError:
+            pass
+        connection.close()
+    else:
+        sock.sendto(answer, sock.recvfrom(16)[1])
+"""
+
+
+class Load:
+    """Clients, in processes of their own, that ask port 80 of the addresses of 192.0.2.0/24."""
+
+    def __init__(self, ns: pyskl.NetNS, count: int, *, protocol: str = "tcp", clients: int = 2):
+        self._clients = [child(_CLIENT, protocol, 80, count // clients, ns=ns) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for client in self._clients:
+            client.stdout.readline()  # each has asked once
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            kill(client)
+
+    @property
+    def running(self) -> bool:
+        return any(client.poll() is None for client in self._clients)
+
+    def outcomes(self) -> Counter[str]:
+        """How many asked in vain, by errno, and how many were answered, by the answer."""
+        total: Counter[str] = Counter()
+        for client in self._clients:
+            total.update(json.loads(client.communicate(timeout=60)[0].strip()))
+        return total
+
+
+@contextlib.contextmanager
+def answering(sock: socket.socket, answer: str) -> Iterator[Child]:
+    """A process that answers each client of a socket with this, and holds a copy of the socket."""
+    sock.setblocking(True)
+    process = child(_SERVER, sock.fileno(), answer, pass_fds=[sock.fileno()])
+    try:
+        yield process
+    finally:
+        kill(process)
