@@ -2,8 +2,8 @@
 """Steer connections to sockets: BPF sk_lookup from Python.
 
 A program of type ``BPF_PROG_TYPE_SK_LOOKUP``, attached to a network namespace, chooses the socket that receives a new
-TCP connection or a UDP datagram. `BpfObject` and `Program` load such programs, `Link` keeps them attached, and `SockMap`
-holds the sockets that they choose from.
+TCP connection or a UDP datagram. `BpfObject` and `Program` load such programs, `Link` keeps them attached, and
+`SockMap` holds the sockets that they choose from.
 """
 
 from pyskl._sys import BPF_F_MMAPABLE, BPF_F_NO_PREALLOC

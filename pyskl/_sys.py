@@ -49,6 +49,8 @@ _LIBBPF_UNREADABLE: Final = frozenset({4000, 4001, 4003})  # LIBELF, FORMAT, END
 MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
 
 _HINTS: Final = {
+    ("bpf_object__open_mem", errno.ENOEXEC): "it must be an object that clang -O2 -g -target bpf makes",
+    ("bpf_object__open_mem", errno.EINVAL): "it must be an object that clang -O2 -g -target bpf makes",
     ("BPF_LINK_CREATE", errno.E2BIG): (
         f"a network namespace takes {_MAX_LINKS} sk_lookup programs; pyskl.links() lists those attached: detach one"
     ),
@@ -131,21 +133,19 @@ def _error(
     filename: str | None = None,
 ) -> BpfError:
     """Make the error that fits what the kernel, or libbpf, said of a call."""
-    kind = _CLASSES.get((call, number), BpfError)
-    hint = _HINTS.get((call, number))
     if number >= _LIBBPF_ERRNO:
         words = words or _libbpf_words(number)
         number = errno.ENOEXEC if number in _LIBBPF_UNREADABLE else errno.EINVAL
-    elif number == _ENOTSUPP:
+    if number == _ENOTSUPP:
         refused = NotSupported(errno.EOPNOTSUPP, "not supported by the kernel", call=call, filename=filename)
         refused.feature = _UNSUPPORTED.get(call, call)
         return refused
-    elif number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
-        names = " and ".join(missing)
-        hint = f"the process lacks {names}, in the initial user namespace"
-        denied = PermissionDenied(number, os.strerror(number), call=call, hint=hint, filename=filename)
+    if number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
+        lacking = f"the process lacks {' and '.join(missing)}, in the initial user namespace"
+        denied = PermissionDenied(number, os.strerror(number), call=call, hint=lacking, filename=filename)
         denied.missing = missing
         return denied
+    kind, hint = _CLASSES.get((call, number), BpfError), _HINTS.get((call, number))
     return kind(number, words or os.strerror(number), call=call, hint=hint, filename=filename)
 
 

@@ -117,8 +117,10 @@ class Program(KernelObject):
             if name is None and len(names) != 1:
                 raise ValueError(f"the object's programs are {', '.join(names) or 'none'}: name one")
             programs, maps = loader.load(opened, names if name is None else (name,), options)
-        loaded, _ = adopt(programs, maps)
+        loaded, made = adopt(programs, maps)
         (program,) = loaded.values()
+        for each in made.keys() - program.maps.keys():
+            made[each].close()
         return program
 
     @property
