@@ -40,6 +40,7 @@ int libbpf_num_possible_cpus(void);
 #define BPF_FUNC_loop ...
 #define BPF_LINK_TYPE_NETNS ...
 #define BPF_FS_MAGIC ...
+#define CLONE_NEWNET ...
 
 /* bpf(2), one command each. */
 struct bpf_map_create_opts { size_t sz; uint32_t inner_map_fd; uint32_t map_flags; ...; };
@@ -115,9 +116,12 @@ struct pyskl_variable {
 int pyskl_variables(const struct bpf_object *object, struct pyskl_variable *found, int room);
 
 int pyskl_socket_update(int map, const void *key, int socket, uint32_t value_size, uint64_t flags);
+int pyskl_sockets_update(int map, const char *keys, uint32_t key_size, const int *sockets, uint32_t count,
+                         uint32_t value_size, uint32_t *done);
 int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port, const void *remote,
                    uint16_t remote_port, int repeat, uint32_t *verdict, uint64_t *cookie, uint32_t *duration);
 int pyskl_setns(int fd);
+int pyskl_namespace_type(int fd);
 int pyskl_socket_cookie(int socket, uint64_t *cookie);
 int64_t pyskl_filesystem(const char *path);
 """

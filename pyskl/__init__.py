@@ -4,94 +4,100 @@
 A program of type ``BPF_PROG_TYPE_SK_LOOKUP``, attached to a network namespace, chooses the socket that receives a new
 TCP connection or a UDP datagram. `BpfObject` and `Program` load such programs, `Link` keeps them attached, and
 `SockMap` holds the sockets that they choose from.
+
+A module is loaded when the first of its names is used (PEP 562), so that each daemon pays for what it uses alone.
 """
 
-from pyskl._sys import BPF_F_MMAPABLE, BPF_F_NO_PREALLOC
-from pyskl.address import Address, ProtocolLike
-from pyskl.enums import AttachType, MapType, ProgramType, Protocol, Verdict
-from pyskl.errors import (
-    BadSocket,
-    BpfError,
-    NoSuchKey,
-    NoSuchPin,
-    NotSupported,
-    PermissionDenied,
-    PinExists,
-    PysklError,
-    SocketRefused,
-    VerifierError,
-)
-from pyskl.features import Feature, features
-from pyskl.link import Link, LinkInfo, links
-from pyskl.maps import (
-    ArrayMap,
-    ArrayOfMaps,
-    HashMap,
-    HashOfMaps,
-    LpmTrie,
-    LruHashMap,
-    LruPerCpuHashMap,
-    Map,
-    MapInfo,
-    PerCpuArrayMap,
-    PerCpuHashMap,
-    ProgArray,
-    ReuseportSockArray,
-    SockHash,
-    SockMap,
-)
-from pyskl.netns import NetNS
-from pyskl.object import BpfObject
-from pyskl.program import REDIRECT, Program, ProgramInfo, TestRun, query
-from pyskl.sockets import Socket, socket_cookie
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BPF_F_MMAPABLE",
-    "BPF_F_NO_PREALLOC",
-    "REDIRECT",
-    "Address",
-    "ArrayMap",
-    "ArrayOfMaps",
-    "AttachType",
-    "BadSocket",
-    "BpfError",
-    "BpfObject",
-    "Feature",
-    "HashMap",
-    "HashOfMaps",
-    "Link",
-    "LinkInfo",
-    "LpmTrie",
-    "LruHashMap",
-    "LruPerCpuHashMap",
-    "Map",
-    "MapInfo",
-    "MapType",
-    "NetNS",
-    "NoSuchKey",
-    "NoSuchPin",
-    "NotSupported",
-    "PerCpuArrayMap",
-    "PerCpuHashMap",
-    "PermissionDenied",
-    "PinExists",
-    "ProgArray",
-    "Program",
-    "ProgramInfo",
-    "ProgramType",
-    "Protocol",
-    "ProtocolLike",
-    "PysklError",
-    "ReuseportSockArray",
-    "SockHash",
-    "SockMap",
-    "Socket",
-    "SocketRefused",
-    "TestRun",
-    "Verdict",
-    "VerifierError",
-    "features",
-    "links",
-    "query",
-    "socket_cookie",
-]
+if TYPE_CHECKING:
+    from pyskl._sys import BPF_F_MMAPABLE as BPF_F_MMAPABLE
+    from pyskl._sys import BPF_F_NO_PREALLOC as BPF_F_NO_PREALLOC
+    from pyskl.address import Address as Address
+    from pyskl.address import ProtocolLike as ProtocolLike
+    from pyskl.enums import AttachType as AttachType
+    from pyskl.enums import MapType as MapType
+    from pyskl.enums import ProgramType as ProgramType
+    from pyskl.enums import Protocol as Protocol
+    from pyskl.enums import Verdict as Verdict
+    from pyskl.errors import AlreadyLoaded as AlreadyLoaded
+    from pyskl.errors import BadSocket as BadSocket
+    from pyskl.errors import BindingConflict as BindingConflict
+    from pyskl.errors import BpfError as BpfError
+    from pyskl.errors import Busy as Busy
+    from pyskl.errors import Incompatible as Incompatible
+    from pyskl.errors import NoSuchKey as NoSuchKey
+    from pyskl.errors import NoSuchPin as NoSuchPin
+    from pyskl.errors import NotLoaded as NotLoaded
+    from pyskl.errors import NotSupported as NotSupported
+    from pyskl.errors import PermissionDenied as PermissionDenied
+    from pyskl.errors import PinExists as PinExists
+    from pyskl.errors import PysklError as PysklError
+    from pyskl.errors import SocketRefused as SocketRefused
+    from pyskl.errors import VerifierError as VerifierError
+    from pyskl.feature import Feature as Feature
+    from pyskl.feature import features as features
+    from pyskl.link import Link as Link
+    from pyskl.link import LinkInfo as LinkInfo
+    from pyskl.link import links as links
+    from pyskl.maps import ArrayMap as ArrayMap
+    from pyskl.maps import ArrayOfMaps as ArrayOfMaps
+    from pyskl.maps import HashMap as HashMap
+    from pyskl.maps import HashOfMaps as HashOfMaps
+    from pyskl.maps import LpmTrie as LpmTrie
+    from pyskl.maps import LruHashMap as LruHashMap
+    from pyskl.maps import LruPerCpuHashMap as LruPerCpuHashMap
+    from pyskl.maps import Map as Map
+    from pyskl.maps import MapInfo as MapInfo
+    from pyskl.maps import PerCpuArrayMap as PerCpuArrayMap
+    from pyskl.maps import PerCpuHashMap as PerCpuHashMap
+    from pyskl.maps import ProgArray as ProgArray
+    from pyskl.maps import ReuseportSockArray as ReuseportSockArray
+    from pyskl.maps import SockHash as SockHash
+    from pyskl.maps import SockMap as SockMap
+    from pyskl.netns import NetNS as NetNS
+    from pyskl.netns import NetNSLike as NetNSLike
+    from pyskl.object import BpfObject as BpfObject
+    from pyskl.program import REDIRECT as REDIRECT
+    from pyskl.program import Program as Program
+    from pyskl.program import ProgramInfo as ProgramInfo
+    from pyskl.program import TestRun as TestRun
+    from pyskl.program import query as query
+    from pyskl.sockets import Socket as Socket
+    from pyskl.sockets import socket_cookie as socket_cookie
+
+# The same, for the interpreter; tests/test_public_names.py holds the two together.
+_NAMES = {
+    "pyskl._sys": "BPF_F_MMAPABLE BPF_F_NO_PREALLOC",
+    "pyskl.address": "Address ProtocolLike",
+    "pyskl.enums": "AttachType MapType ProgramType Protocol Verdict",
+    "pyskl.errors": (
+        "AlreadyLoaded BadSocket BindingConflict BpfError Busy Incompatible NoSuchKey NoSuchPin NotLoaded "
+        "NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
+    ),
+    "pyskl.feature": "Feature features",
+    "pyskl.link": "Link LinkInfo links",
+    "pyskl.maps": (
+        "ArrayMap ArrayOfMaps HashMap HashOfMaps LpmTrie LruHashMap LruPerCpuHashMap Map MapInfo "
+        "PerCpuArrayMap PerCpuHashMap ProgArray ReuseportSockArray SockHash SockMap"
+    ),
+    "pyskl.netns": "NetNS NetNSLike",
+    "pyskl.object": "BpfObject",
+    "pyskl.program": "REDIRECT Program ProgramInfo TestRun query",
+    "pyskl.sockets": "Socket socket_cookie",
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = list(_HOMES)  # type checkers go by the imports
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyskl' has no attribute {name!r}")
+    value: object = getattr(__import__(_HOMES[name], fromlist=[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

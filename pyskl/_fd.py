@@ -80,9 +80,12 @@ class FdOwner:
         self.close()
 
     def __del__(self) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        try:
             if not self._held:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:  # the warning may be made an error
             self.close()
 
     def __repr__(self) -> str:

@@ -13,10 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <linux/magic.h>
+#include <linux/nsfs.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
@@ -123,29 +126,63 @@ static int pyskl_variables(const struct bpf_object *object, struct pyskl_variabl
 	return count;
 }
 
-/* Set a slot of a SOCKMAP, SOCKHASH or REUSEPORT_SOCKARRAY. Some kernels take an unbound UDP socket, which no look-up
- * can select: it is refused here as the others refuse it. */
+/* A socket as the value of a map, whose size says how wide it is. */
+union pyskl_socket {
+	uint32_t narrow;
+	uint64_t wide;
+};
+
+static union pyskl_socket socket_value(int socket, uint32_t size)
+{
+	return size == sizeof(uint64_t) ? (union pyskl_socket){ .wide = (uint32_t)socket } :
+					  (union pyskl_socket){ .narrow = socket };
+}
+
+/* Whether this kernel puts an unbound UDP socket into a map, where no look-up could select it. Asked once, with flags
+ * that are refused after the socket is, so that nothing is changed. */
+static int takes_unbound(int map, const void *key, uint32_t value_size)
+{
+	static int answer = -1;
+
+	if (answer < 0) {
+		int unbound = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+		union pyskl_socket value = socket_value(unbound, value_size);
+
+		answer = bpf_map_update_elem(map, key, &value, BPF_EXIST + 1) != -EOPNOTSUPP;
+		if (unbound >= 0)
+			close(unbound);
+	}
+	return answer;
+}
+
+static int is_unbound(int socket)
+{
+	struct sockaddr_in6 address = {}; /* the port of a sockaddr_in is at the same place */
+	socklen_t size = sizeof(address);
+
+	return !getsockname(socket, (struct sockaddr *)&address, &size) &&
+	       (address.sin6_family == AF_INET || address.sin6_family == AF_INET6) && !address.sin6_port;
+}
+
+/* Set a slot of a SOCKMAP, SOCKHASH or REUSEPORT_SOCKARRAY. */
 static int pyskl_socket_update(int map, const void *key, int socket, uint32_t value_size, uint64_t flags)
 {
-	union {
-		uint32_t narrow;
-		uint64_t wide;
-	} value;
-	int protocol = 0;
-	socklen_t size = sizeof(protocol);
+	union pyskl_socket value = socket_value(socket, value_size);
 
-	if (!getsockopt(socket, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) && protocol == IPPROTO_UDP) {
-		struct sockaddr_in6 address = {};
-
-		size = sizeof(address); /* the port of a sockaddr_in is at the same place */
-		if (!getsockname(socket, (struct sockaddr *)&address, &size) && !address.sin6_port)
-			return -EOPNOTSUPP;
-	}
-	if (value_size == sizeof(value.wide))
-		value.wide = (uint32_t)socket;
-	else
-		value.narrow = socket;
+	if (takes_unbound(map, key, value_size) && is_unbound(socket))
+		return -EOPNOTSUPP;
 	return bpf_map_update_elem(map, key, &value, flags);
+}
+
+/* The same for many, keys one after the other. `done` tells how many were set: all, or those before the one that failed. */
+static int pyskl_sockets_update(int map, const char *keys, uint32_t key_size, const int *sockets, uint32_t count,
+				uint32_t value_size, uint32_t *done)
+{
+	int error = 0;
+
+	for (*done = 0; *done < count && !error; *done += !error)
+		error = pyskl_socket_update(map, keys + (size_t)*done * key_size, sockets[*done], value_size, BPF_ANY);
+	return error;
 }
 
 /* One packet's look-up, from `remote` to `local`, in network byte order: 4 bytes each for AF_INET, else 16. */
@@ -175,6 +212,13 @@ static int pyskl_test_run(int program, int protocol, int family, const void *loc
 	*cookie = context.cookie;
 	*duration = options.duration;
 	return error;
+}
+
+static int pyskl_namespace_type(int fd)
+{
+	int type = ioctl(fd, NS_GET_NSTYPE);
+
+	return type < 0 ? -errno : type;
 }
 
 static int pyskl_setns(int fd)

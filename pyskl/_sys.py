@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pyskl import capabilities
 from pyskl._libbpf import ffi, lib
@@ -258,6 +258,15 @@ def map_update_socket(fd: int, key: bytes, socket: int, value_size: int, flags: 
         raise _update_error(key, -result, flags)
 
 
+def map_update_sockets(fd: int, entries: dict[bytes, int], value_size: int) -> tuple[int, BpfError | None]:
+    """BPF_MAP_UPDATE_ELEM of a map of sockets, again and again: how many were set, and what was said of the next."""
+    done = ffi.new("uint32_t *")
+    keys, sockets = b"".join(entries), ffi.new("int[]", list(entries.values()))
+    key_size = len(keys) // (len(entries) or 1)
+    result = lib.pyskl_sockets_update(fd, keys, key_size, sockets, len(entries), value_size, done)
+    return done[0], _error("BPF_MAP_UPDATE_ELEM", -result) if result else None
+
+
 def map_delete(fd: int, key: bytes) -> None:
     """BPF_MAP_DELETE_ELEM. A sockmap says EINVAL of a slot that is empty."""
     result = lib.bpf_map_delete_elem(fd, key)
@@ -276,16 +285,13 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     return bytes(ffi.buffer(following))
 
 
-class Batch(NamedTuple):
-    """Entries that were read at once: keys and values, each in one piece, and where to go on (None: at the end)."""
+def map_lookup_batch(
+    fd: int, position: bytes | None, key_size: int, value_size: int, count: int
+) -> tuple[bytes, bytes, bytes | None]:
+    """BPF_MAP_LOOKUP_BATCH: up to `count` entries from a position on, or more where a hash bucket holds more.
 
-    keys: bytes
-    values: bytes
-    position: bytes | None
-
-
-def map_lookup_batch(fd: int, position: bytes | None, key_size: int, value_size: int, count: int) -> Batch:
-    """BPF_MAP_LOOKUP_BATCH: up to `count` entries from a position on, or more where a hash bucket holds more."""
+    Gives their keys and their values, each in one piece, and the position of the next, or None.
+    """
     following = ffi.new("char[]", max(key_size, 4))  # a key, or the number of a bucket
     read = ffi.new("uint32_t *")
     while True:
@@ -299,7 +305,7 @@ def map_lookup_batch(fd: int, position: bytes | None, key_size: int, value_size:
             break
     if result != -errno.ENOENT:
         _check("BPF_MAP_LOOKUP_BATCH", result)
-    return Batch(
+    return (
         bytes(ffi.buffer(keys, key_size * read[0])),
         bytes(ffi.buffer(values, value_size * read[0])),
         None if result else bytes(ffi.buffer(following)),
@@ -355,14 +361,18 @@ def prog_test_run(
     fd: int,
     protocol: int,
     family: int,
-    local: tuple[bytes, int],
-    remote: tuple[bytes, int],
+    local: bytes,
+    local_port: int,
+    remote: bytes,
+    remote_port: int,
     repeat: int,
 ) -> tuple[int, int, int]:
     """BPF_PROG_TEST_RUN with the context of a look-up: verdict, cookie, nanoseconds a run."""
     verdict, cookie, duration = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("uint32_t *")
     while True:
-        result = lib.pyskl_test_run(fd, protocol, family, *local, *remote, repeat, verdict, cookie, duration)
+        result = lib.pyskl_test_run(
+            fd, protocol, family, local, local_port, remote, remote_port, repeat, verdict, cookie, duration
+        )
         if result != -errno.EINTR:  # a signal, whose handler Python has run (and let us go on: PEP 475)
             break
     _check("BPF_PROG_TEST_RUN", result)
@@ -481,6 +491,14 @@ def setns(fd: int) -> None:
     _check("setns", lib.pyskl_setns(fd))
 
 
+def is_netns(fd: int) -> bool:
+    """Whether an fd is of a network namespace: ioctl_ns(2). What is no namespace at all answers ENOTTY."""
+    kind = lib.pyskl_namespace_type(fd)
+    if kind != -errno.ENOTTY:
+        _check("ioctl", kind)
+    return bool(kind == lib.CLONE_NEWNET)
+
+
 def socket_cookie(fd: int) -> int:
     """SO_COOKIE of getsockopt(2)."""
     cookie = ffi.new("uint64_t *")
@@ -491,24 +509,20 @@ def socket_cookie(fd: int) -> int:
 # --- ELF objects ------------------------------------------------------------------------------------------------------
 
 
-class MapSpec(NamedTuple):
-    """A map of an object that is open."""
-
-    name: str
-    type: int
-    key_size: int
-    value_size: int
+MapSpec: TypeAlias = tuple[int, int, int]
+"""The type of a map, and the sizes of its keys and values."""
 
 
-class Variable(NamedTuple):
+class Variable:
     """A global variable of an object that is open, at an offset in the map of its section."""
 
-    name: str
-    section: str
-    offset: int
-    size: int
-    integer: bool
-    signed: bool
+    def __init__(self, name: str, section: str, offset: int, size: int, *, integer: bool, signed: bool) -> None:
+        self.name = name
+        self.section = section
+        self.offset = offset
+        self.size = size
+        self.integer = integer
+        self.signed = signed
 
 
 class OpenObject:
@@ -517,7 +531,7 @@ class OpenObject:
     def __init__(self, elf: bytes, name: str) -> None:
         options = ffi.new("struct bpf_object_open_opts *")
         options.sz = ffi.sizeof(options[0])
-        encoded = ffi.new("char[]", name.encode())
+        encoded = ffi.new("char[]", name.encode("ascii", "replace"))
         options.object_name = encoded
         with _Messages() as messages:
             self._object = lib.bpf_object__open_mem(elf, len(elf), options)
@@ -555,7 +569,7 @@ class OpenObject:
     @property
     def maps(self) -> dict[str, MapSpec]:
         return {
-            name: MapSpec(name, lib.bpf_map__type(entry), lib.bpf_map__key_size(entry), lib.bpf_map__value_size(entry))
+            name: (lib.bpf_map__type(entry), lib.bpf_map__key_size(entry), lib.bpf_map__value_size(entry))
             for name, entry in self._maps.items()
         }
 
@@ -566,7 +580,12 @@ class OpenObject:
         lib.pyskl_variables(self._object, found, count)
         return {
             text(each.name): Variable(
-                text(each.name), text(each.section), each.offset, each.size, bool(each.integer), bool(each.is_signed)
+                text(each.name),
+                text(each.section),
+                each.offset,
+                each.size,
+                integer=bool(each.integer),
+                signed=bool(each.is_signed),
             )
             for each in found
         }

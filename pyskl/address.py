@@ -4,20 +4,12 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from pyskl.enums import Protocol
 
 ProtocolLike: TypeAlias = Protocol | Literal["tcp", "udp"]
 Address: TypeAlias = tuple[str, int]
-
-
-class Endpoint(NamedTuple):
-    """One end of a flow."""
-
-    version: int  # 4 or 6
-    packed: bytes  # the address, in network byte order
-    port: int
 
 
 def parse_protocol(protocol: ProtocolLike) -> Protocol:
@@ -32,7 +24,7 @@ def parse_protocol(protocol: ProtocolLike) -> Protocol:
         raise ValueError(f"the protocol must be 'tcp' or 'udp', not {protocol!r}") from None
 
 
-def parse_endpoint(address: Address) -> Endpoint:
+def parse_endpoint(address: Address) -> tuple[int, bytes, int]:
     """Take a (host, port) pair; the host is the text of an IP address, or one of `ipaddress`.
 
     Raises:
@@ -48,4 +40,4 @@ def parse_endpoint(address: Address) -> Endpoint:
     if not 0 <= port <= 0xFFFF:
         raise ValueError(f"a port is between 0 and 65535, not {port}")
     ip = ipaddress.ip_address(host)
-    return Endpoint(ip.version, ip.packed, port)
+    return ip.version, ip.packed, port

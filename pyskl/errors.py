@@ -125,5 +125,37 @@ class BadSocket(PysklError, ValueError):
     reason: str = ""
 
 
+class BindingConflict(PysklError, ValueError):
+    """Two bindings contradict each other.
+
+    Attributes:
+        bindings: the two.
+    """
+
+    bindings: tuple[object, ...] = ()
+
+
+class AlreadyLoaded(PysklError):
+    """There is a dispatcher at this path already."""
+
+
+class NotLoaded(PysklError):
+    """There is no dispatcher at this path."""
+
+
+class Incompatible(PysklError):
+    """The dispatcher at this path was made by a version that this one can neither use nor upgrade."""
+
+
+class Busy(PysklError):
+    """Another process holds the lock.
+
+    Attributes:
+        pid: of that process, or None where it can't be told.
+    """
+
+    pid: int | None = None
+
+
 class SocketRefused(BpfError, BadSocket):
     """A map does not take this socket; `reason` says what is wrong with it."""

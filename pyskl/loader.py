@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyskl import _sys
 
@@ -24,47 +24,43 @@ Constant: TypeAlias = int | bytes | bytearray | memoryview
 _U32_MAX = 0xFFFFFFFF
 
 
-class Options(NamedTuple):
-    """What can be asked of a load; see `BpfObject.load`."""
-
-    constants: Mapping[str, Constant] | None
-    max_entries: Mapping[str, int] | None
-    reuse: Mapping[str, Map[Any, Any]] | None
-    log_level: int
-
-
 def open_object(source: Source) -> _sys.OpenObject:
     """Open an object from a file or from memory."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _sys.OpenObject(bytes(source), "memory")
     with open(source, "rb") as file:
         elf = file.read()
-    return _sys.OpenObject(elf, os.path.basename(os.fspath(source)).partition(".")[0])
+    return _sys.OpenObject(elf, os.path.basename(os.fsdecode(source)).partition(".")[0])
 
 
 def load(
-    opened: _sys.OpenObject, programs: Collection[str] | None, options: Options
+    opened: _sys.OpenObject,
+    programs: Collection[str] | None,
+    constants: Mapping[str, Constant] | None,
+    max_entries: Mapping[str, int] | None,
+    reuse: Mapping[str, Map[Any, Any]] | None,
+    log_level: int,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Load an open object, or those of its programs: fds by name, which the caller owns."""
     kinds, maps = opened.programs, opened.maps
     _check_names("program", programs or (), kinds)
-    _check_names("map", options.max_entries or (), maps)
-    _check_names("map", options.reuse or (), maps)
-    for name, value in (options.constants or {}).items():
+    _check_names("map", max_entries or (), maps)
+    _check_names("map", reuse or (), maps)
+    for name, value in (constants or {}).items():
         variable = _constant(opened, name)
         opened.set_initial(variable, encode(variable, value))
-    for name, entries in (options.max_entries or {}).items():
+    for name, entries in (max_entries or {}).items():
         if not 0 < entries <= _U32_MAX:
             raise ValueError(f"max_entries of {name!r} is a positive number of 32 bits, not {entries}")
         opened.resize(name, entries)
-    for name, existing in (options.reuse or {}).items():
-        _check_fit(maps[name], existing)
+    for name, existing in (reuse or {}).items():
+        _check_fit(name, maps[name], existing)
         opened.reuse(name, existing.fileno())
     for name in kinds.keys() - (kinds if programs is None else programs):
         opened.leave_out(name)
-    fresh = (spec.type for name, spec in maps.items() if name not in (options.reuse or ()))
+    fresh = (kind for name, (kind, _, _) in maps.items() if name not in (reuse or ()))
     needs = {"CAP_BPF": None} | {need: None for kind in fresh for need in _sys.map_needs(kind)}
-    return opened.load(options.log_level, tuple(needs))
+    return opened.load(log_level, tuple(needs))
 
 
 def _check_names(what: str, wanted: Iterable[str], known: Collection[str]) -> None:
@@ -101,13 +97,13 @@ def encode(variable: _sys.Variable, value: Constant) -> bytes:
         raise ValueError(f"{variable.name!r} is {kind}, of {variable.size} bytes: {value} does not fit") from None
 
 
-def _check_fit(spec: _sys.MapSpec, existing: Map[Any, Any]) -> None:
+def _check_fit(name: str, spec: _sys.MapSpec, existing: Map[Any, Any]) -> None:
     """Compare what libbpf does not: it takes a map of another type in silence."""
     info = existing.info
     for what, wanted, found in (
-        ("type", spec.type, info.type),
-        ("key_size", spec.key_size, info.key_size),
-        ("value_size", spec.value_size, info.value_size),
+        ("type", spec[0], info.type),
+        ("key_size", spec[1], info.key_size),
+        ("value_size", spec[2], info.value_size),
     ):
         if wanted != found:
-            raise ValueError(f"map {spec.name!r} has {what} {wanted!r}, and the one to reuse has {found!r}")
+            raise ValueError(f"map {name!r} has {what} {wanted!r}, and the one to reuse has {found!r}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias,
 from pyskl import _sys, sockets
 from pyskl._fd import HasFileno, fd_of
 from pyskl.enums import MapType
-from pyskl.errors import NoSuchKey, NotSupported
+from pyskl.errors import BpfError, NoSuchKey, NotSupported
 from pyskl.pinning import KernelObject
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _MODES = {"any": _sys.BPF_ANY, "noexist": _sys.BPF_NOEXIST, "exist": _sys.BPF_EX
 _BATCH = 4096  # entries that are read at once
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, less the NUL
 _U32_MAX = 0xFFFFFFFF
+_ORDER = sys.byteorder
+_BYTES = (bytes, bytearray, memoryview)
 
 
 class MapInfo(NamedTuple):
@@ -82,6 +84,7 @@ class Map(KernelObject, MutableMapping[K, V]):
             found.max_entries,
             found.map_flags,
         )
+        self._entries = self._info.max_entries  # at hand for every index
         self._room = self._info.value_size  # of a value as user space sees it
         super().__init__(fd)
 
@@ -238,10 +241,11 @@ class Map(KernelObject, MutableMapping[K, V]):
             yield from self._raw_items_singly()
             return
         while True:
-            yield from zip(_slices(batch.keys, size), _slices(batch.values, self._room), strict=True)
-            if batch.position is None:
+            keys, values, position = batch
+            yield from zip(_slices(keys, size), _slices(values, self._room), strict=True)
+            if position is None:
                 return
-            batch = _sys.map_lookup_batch(self.fileno(), batch.position, size, self._room, _BATCH)
+            batch = _sys.map_lookup_batch(self.fileno(), position, size, self._room, _BATCH)
 
     def _raw_keys(self) -> Iterator[bytes]:
         key = _sys.map_next_key(self.fileno(), None, self._info.key_size)
@@ -287,7 +291,7 @@ class _Values(ValuesView[V]):
 
 def _exactly(what: str, given: Any, size: int) -> bytes:
     """Check bytes for their size."""
-    if not isinstance(given, (bytes, bytearray, memoryview)):
+    if not isinstance(given, _BYTES):
         raise TypeError(f"a {what} of this map is {size} bytes, not {type(given).__name__}")
     raw = bytes(given)
     if len(raw) != size:
@@ -302,7 +306,7 @@ def _as_bytes(what: str, given: Any, size: int) -> bytes:
     number = given.__index__()
     if not 0 <= number <= _U32_MAX:
         raise ValueError(f"an int for a {what} of 4 bytes is between 0 and {_U32_MAX}, not {number}")
-    return bytes(number.to_bytes(4, sys.byteorder))
+    return bytes(number.to_bytes(4, _ORDER))
 
 
 def _slices(whole: bytes, size: int) -> Iterator[bytes]:
@@ -313,20 +317,21 @@ class _Indexed(Map[K, V]):
     """Keys are the indices of an array, none of which can be deleted or added."""
 
     def _encode_key(self, key: Any) -> bytes:
-        index = int.from_bytes(_exactly("key", key, 4), sys.byteorder) if isinstance(key, bytes) else key
         try:
-            if 0 <= index < self._info.max_entries:
-                return bytes(index.to_bytes(4, sys.byteorder))
+            if 0 <= key < self._entries:
+                return key.to_bytes(4, _ORDER)  # type: ignore[no-any-return]
         except (TypeError, AttributeError):
-            raise TypeError(f"a key of this map is an int, not {type(key).__name__}") from None
-        raise BeyondEnd(f"index {index} of a map with {self._info.max_entries} entries")
+            if not isinstance(key, _BYTES):
+                raise TypeError(f"a key of this map is an int, not {type(key).__name__}") from None
+            return self._encode_key(int.from_bytes(_exactly("key", key, 4), _ORDER))
+        raise BeyondEnd(f"index {key} of a map with {self._entries} entries")
 
     def _decode_key(self, key: bytes) -> int:
-        return int.from_bytes(key, sys.byteorder)
+        return int.from_bytes(key, _ORDER)
 
     def _raw_keys(self) -> Iterator[bytes]:
         self.fileno()
-        return (index.to_bytes(4, sys.byteorder) for index in range(self._info.max_entries))
+        return (index.to_bytes(4, _ORDER) for index in range(self._info.max_entries))
 
 
 class _Full(_Indexed[Key, V]):
@@ -377,17 +382,21 @@ class _OfFds(Map[K, HasFileno | int]):
         fd = fd_of(value)
         if fd < 0:
             raise ValueError(f"not an open file descriptor: {fd}")
-        return fd.to_bytes(self._info.value_size, sys.byteorder)
+        return fd.to_bytes(self._info.value_size, _ORDER)
 
     def _decode_value(self, value: bytes) -> int:
-        return int.from_bytes(value, sys.byteorder)
+        return int.from_bytes(value, _ORDER)
 
 
 class _OfSockets(_OfFds[K]):
     """A value is set as a socket and read as its cookie; what the kernel does not take is `SocketRefused`."""
 
     def _store(self, key: bytes, value: Any, flags: int) -> None:
-        sockets.update(self.fileno(), key, value, self._info.value_size, flags)
+        fd = fd_of(value)
+        try:
+            _sys.map_update_socket(self.fileno(), key, fd, self._room, flags)
+        except BpfError as error:
+            raise sockets.refusal(error, fd) from None
 
     def update(self, other: Any = (), /, **entries: Any) -> None:
         """Set many entries, one after the other: no kernel takes sockets at once.
@@ -396,9 +405,9 @@ class _OfSockets(_OfFds[K]):
         """
         pairs = other.items() if isinstance(other, Mapping) else other
         raw = {self._encode_key(key): fd_of(value) for key, value in (*pairs, *entries.items())}
-        fd, size = self.fileno(), self._info.value_size
-        for key, value in raw.items():
-            sockets.update(fd, key, value, size, _sys.BPF_ANY)
+        done, error = _sys.map_update_sockets(self.fileno(), raw, self._info.value_size)
+        if error is not None:
+            raise sockets.refusal(error, list(raw.values())[done])
 
 
 class HashMap(Map[Key, bytes]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 _NAMED = "/run/netns"  # where ip-netns(8) keeps them
 _CURRENT = "/proc/thread-self/ns/net"
-_NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
-_CLONE_NEWNET = 0x40000000
 
 NetNSLike: TypeAlias = "NetNS | str | os.PathLike[str] | HasFileno | int | None"
 
@@ -32,13 +29,7 @@ class NetNS(FdOwner):
         Raises:
             ValueError: it is not of a network namespace; it stays yours.
         """
-        try:
-            kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-        except OSError as error:
-            if error.errno != errno.ENOTTY:
-                raise
-            kind = None
-        if kind != _CLONE_NEWNET:
+        if not _sys.is_netns(fd):
             raise ValueError(f"{os.readlink(f'/proc/self/fd/{fd}')} is not a network namespace")
         super().__init__(fd)
 

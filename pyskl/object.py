@@ -60,10 +60,9 @@ class BpfObject:
             PermissionDenied: the process lacks a capability (CAP_BPF, for sockmaps CAP_NET_ADMIN too).
             BpfError: it is not an object (ENOEXEC), or libbpf or the kernel refused it.
         """
-        options = loader.Options(constants, max_entries, reuse, log_level)
         with loader.open_object(source) as opened:
             chosen = None if programs is None else tuple(programs)
-            return cls(*adopt(*loader.load(opened, chosen, options)))
+            return cls(*adopt(*loader.load(opened, chosen, constants, max_entries, reuse, log_level)))
 
     @property
     def programs(self) -> Mapping[str, Program]:
@@ -100,8 +99,11 @@ class BpfObject:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:  # the warning may be made an error
             self.close()
 
     def __repr__(self) -> str:

@@ -111,12 +111,13 @@ class Program(KernelObject):
             ValueError: the object has several programs, or none, and no name was given.
             KeyError: it has none of this name.
         """
-        options = loader.Options(constants, max_entries, reuse, log_level)
         with loader.open_object(source) as opened:
             names = list(opened.programs)
             if name is None and len(names) != 1:
                 raise ValueError(f"the object's programs are {', '.join(names) or 'none'}: name one")
-            programs, maps = loader.load(opened, names if name is None else (name,), options)
+            programs, maps = loader.load(
+                opened, names if name is None else (name,), constants, max_entries, reuse, log_level
+            )
         loaded, made = adopt(programs, maps)
         (program,) = loaded.values()
         for each in made.keys() - program.maps.keys():
@@ -197,15 +198,16 @@ class Program(KernelObject):
             BpfError: the program selected a socket of a SO_REUSEPORT group, which a test run can't do (EOPNOTSUPP).
         """
         number = parse_protocol(protocol)
-        local, remote = parse_endpoint(destination), parse_endpoint(source)
-        if local.version != remote.version:
+        version, local, local_port = parse_endpoint(destination)
+        remote_version, remote, remote_port = parse_endpoint(source)
+        if version != remote_version:
             raise ValueError(f"{destination[0]} and {source[0]} are not of one family")
         if not 0 < repeat <= 0x7FFFFFFF:
             raise ValueError(f"repeat is a positive int of 31 bits, not {repeat}")
         self._must_be_sk_lookup("run so")
-        family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
         verdict, cookie, duration = _sys.prog_test_run(
-            self.fileno(), number, family, (local.packed, local.port), (remote.packed, remote.port), repeat
+            self.fileno(), number, family, local, local_port, remote, remote_port, repeat
         )
         return TestRun(Verdict(verdict), cookie, duration)
 

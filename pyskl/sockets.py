@@ -36,18 +36,14 @@ def socket_cookie(sock: Socket) -> int:
     return _sys.socket_cookie(fd_of(sock))
 
 
-def update(fd: int, key: bytes, sock: Socket, value_size: int, flags: int) -> None:
-    """Put a socket into a map of sockets, or say what is wrong with it."""
-    number = fd_of(sock)
-    try:
-        _sys.map_update_socket(fd, key, number, value_size, flags)
-    except BpfError as error:
-        if error.errno not in _REFUSALS:
-            raise
-        reason = _what_is_wrong(number, error.errno)
-        refused = SocketRefused(error.errno, error.strerror or "", call=error.call, hint=reason)
-        refused.reason = reason
-        raise refused from None
+def refusal(error: BpfError, fd: int) -> BpfError:
+    """Say what is wrong with a socket, where that is why a map did not take it."""
+    if error.errno not in _REFUSALS:
+        return error
+    reason = _what_is_wrong(fd, error.errno)
+    refused = SocketRefused(error.errno, error.strerror or "", call=error.call, hint=reason)
+    refused.reason = reason
+    return refused
 
 
 def _what_is_wrong(fd: int, refusal: int) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import struct
 import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,7 +44,7 @@ class Feature(NamedTuple):
 
 def _insn(opcode: int, registers: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
     """Pack a struct bpf_insn."""
-    return struct.pack("=BBhi", opcode, registers, offset, immediate)
+    return bytes((opcode, registers)) + offset.to_bytes(2, sys.byteorder) + immediate.to_bytes(4, sys.byteorder)
 
 
 _RETURN_PASS = _insn(0xB7, immediate=1) + _insn(0x95)  # r0 = 1; exit
