@@ -171,10 +171,16 @@ class build_ext(_build_ext):
         for extension in self.extensions:
             extension.py_limited_api = STABLE_ABI is not None
             extension.extra_compile_args += ["-O2", "-g0", "-fvisibility=hidden"]
-            extension.include_dirs.append(str(HERE / "pyskl"))
+
+    def run(self) -> None:
+        check_needs()
+        super().run()
+        for source, built in self.bpf_objects():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["clang", *CLANG, "-c", source, "-o", built], check=True)
+            subprocess.run(["llvm-strip", "-g", built], check=True)
 
     def build_extension(self, extension) -> None:
-        check_needs()
         emitted = Path(self.build_temp, "_libbpf.c")
         emitted.parent.mkdir(parents=True, exist_ok=True)
         ffi = FFI()
@@ -183,10 +189,6 @@ class build_ext(_build_ext):
         ffi.emit_c_code(str(emitted))
         extension.sources = [str(emitted)]
         super().build_extension(extension)
-        for source, built in self.bpf_objects():
-            built.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["clang", *CLANG, "-c", source, "-o", built], check=True)
-            subprocess.run(["llvm-strip", "-g", built], check=True)
 
     def bpf_objects(self) -> list[tuple[Path, Path]]:
         package = Path(self.get_ext_fullpath("pyskl._libbpf")).parent

@@ -44,7 +44,8 @@ _MAX_LINKS: Final = 64  # of one attach type in one network namespace (MAX_PROGS
 _ENOTSUPP: Final = 524
 # libbpf's own errnos begin here; those that mean that it could not read the file as an object.
 _LIBBPF_ERRNO: Final = 4000
-_LIBBPF_UNREADABLE: Final = frozenset({4000, 4001, 4003})  # LIBELF, FORMAT, ENDIAN
+_LIBBPF_FORMAT: Final = 4001
+_LIBBPF_UNREADABLE: Final = frozenset({4000, _LIBBPF_FORMAT, 4003})  # LIBELF, FORMAT, ENDIAN
 
 MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
 
@@ -58,7 +59,10 @@ _HINTS: Final = {
         "BPF_LINK_UPDATE",
         errno.EPERM,
     ): "the link does not hold the expected program; its info.prog_id says which it holds",
-    ("BPF_LINK_UPDATE", errno.ENOLINK): "the link's network namespace is gone: attach the program to another",
+    (
+        "BPF_LINK_UPDATE",
+        errno.ENOLINK,
+    ): "the link was detached, or its network namespace is gone: attach the program anew",
     ("BPF_LINK_UPDATE", errno.EINVAL): "a link takes only a program of the type and attach type that it was made with",
     ("BPF_MAP_CREATE", errno.EINVAL): "this kernel takes no map of this type with these sizes and flags",
     ("BPF_MAP_CREATE", errno.E2BIG): "the map would be larger than the kernel can address: lower max_entries",
@@ -75,7 +79,7 @@ _HINTS: Final = {
         "BPF_SK_LOOKUP_F_NO_REUSEPORT in bpf_sk_assign() selects that member itself"
     ),
     ("BPF_OBJ_GET", errno.EACCES): "the pin's mode keeps this user out, or the file is no pin",
-    ("BPF_OBJ_GET", errno.EPERM): f"only what is on a BPF file system can be opened so ({MOUNT_BPFFS})",
+    ("BPF_OBJ_GET", errno.EPERM): f"only what is on bpffs can be opened so ({MOUNT_BPFFS})",
     ("BPF_OBJ_PIN", errno.EEXIST): "open it with from_pin(), or remove it first",
     ("BPF_OBJ_PIN", errno.ENOENT): "its folder does not exist",
     ("BPF_PROG_GET_FD_BY_ID", errno.ENOENT): "no program has this id (any more)",
@@ -428,7 +432,7 @@ def _pin_error(call: str, number: int, path: str) -> BpfError:
     """Make the error of a pin. The kernel says EPERM and EACCES of what is not on bpffs, whoever asks."""
     error = _error(call, number, filename=path)
     if number in (errno.EPERM, errno.EACCES) and not is_bpffs(os.path.dirname(path) or "."):
-        error.hint = f"this is not on a BPF file system; pins live on one ({MOUNT_BPFFS})"
+        error.hint = f"this is not on a BPF file system; pins live on bpffs ({MOUNT_BPFFS})"
     return error
 
 
@@ -537,6 +541,7 @@ class OpenObject:
             self._object = lib.bpf_object__open_mem(elf, len(elf), options)
             number = ffi.errno
         if not self._object:
+            number = number if elf else _LIBBPF_FORMAT  # it calls an empty file an invalid argument
             words = messages.warnings[-1] if messages.warnings else None
             raise _error("bpf_object__open_mem", number, words=words)
         self._programs: dict[str, Any] = {}
@@ -644,7 +649,7 @@ _LOG_ENDS: Final = "-- END PROG LOAD LOG --"
 
 def _load_error(number: int, messages: _Messages, needs: tuple[str, ...]) -> BpfError:
     """Make the error of an object that would not load, from what libbpf said about the step that failed."""
-    of_program = messages.find("BPF program load failed")
+    of_program = messages.find("BPF program load failed") or messages.find("Couldn't load trivial BPF program")
     of_map = messages.find("failed to create")
     words = of_program or of_map or next(iter(messages.warnings), None)
     call = "BPF_PROG_LOAD" if of_program else "BPF_MAP_CREATE" if of_map else "bpf_object__load"

@@ -11,7 +11,7 @@ from pyskl import _sys
 from pyskl.enums import AttachType
 from pyskl.errors import BpfError
 from pyskl.netns import NetNSLike, netns_fd
-from pyskl.pinning import KernelObject
+from pyskl.pinning import KernelObject, fd_of_kind
 
 if TYPE_CHECKING:
     from pyskl.program import Program
@@ -68,7 +68,8 @@ class Link(KernelObject):
             BpfError: the link holds another program than expected (EPERM); its namespace is gone, or it was detached
                 (ENOLINK); the program is of another type (EINVAL).
         """
-        _sys.link_update(self.fileno(), program.fileno(), None if expected is None else expected.fileno())
+        old = None if expected is None else fd_of_kind(expected, "prog")
+        _sys.link_update(self.fileno(), fd_of_kind(program, "prog"), old)
 
     def detach(self) -> None:
         """Detach the program, for all who hold the link (``BPF_LINK_DETACH``); once more does nothing."""

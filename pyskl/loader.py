@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyskl import _sys
+from pyskl.pinning import fd_of_kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -22,15 +23,17 @@ Source: TypeAlias = str | os.PathLike[str] | bytes
 Constant: TypeAlias = int | bytes | bytearray | memoryview
 
 _U32_MAX = 0xFFFFFFFF
+_LOG_LEVEL_MAX = 7  # BPF_LOG_LEVEL1 | BPF_LOG_LEVEL2 | BPF_LOG_STATS
 
 
 def open_object(source: Source) -> _sys.OpenObject:
     """Open an object from a file or from memory."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _sys.OpenObject(bytes(source), "memory")
-    with open(source, "rb") as file:
+    path = os.fsdecode(source)
+    with open(path, "rb") as file:
         elf = file.read()
-    return _sys.OpenObject(elf, os.path.basename(os.fsdecode(source)).partition(".")[0])
+    return _sys.OpenObject(elf, os.path.basename(path).partition(".")[0])
 
 
 def load(
@@ -42,6 +45,8 @@ def load(
     log_level: int,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Load an open object, or those of its programs: fds by name, which the caller owns."""
+    if not 0 <= log_level <= _LOG_LEVEL_MAX:
+        raise ValueError(f"log_level is between 0 and {_LOG_LEVEL_MAX}, not {log_level}")
     kinds, maps = opened.programs, opened.maps
     _check_names("program", programs or (), kinds)
     _check_names("map", max_entries or (), maps)
@@ -54,8 +59,9 @@ def load(
             raise ValueError(f"max_entries of {name!r} is a positive number of 32 bits, not {entries}")
         opened.resize(name, entries)
     for name, existing in (reuse or {}).items():
+        fd = fd_of_kind(existing, "map")
         _check_fit(name, maps[name], existing)
-        opened.reuse(name, existing.fileno())
+        opened.reuse(name, fd)
     for name in kinds.keys() - (kinds if programs is None else programs):
         opened.leave_out(name)
     fresh = (kind for name, (kind, _, _) in maps.items() if name not in (reuse or ()))

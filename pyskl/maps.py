@@ -16,7 +16,7 @@ from pyskl import _sys, sockets
 from pyskl._fd import HasFileno, fd_of
 from pyskl.enums import MapType
 from pyskl.errors import BpfError, NoSuchKey, NotSupported
-from pyskl.pinning import KernelObject
+from pyskl.pinning import KernelObject, fd_of_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,7 +56,7 @@ class Map(KernelObject, MutableMapping[K, V]):
     """A BPF map: a mutable mapping of bytes to bytes, of the sizes that it was made with.
 
     An int will do for a key of 4 bytes. Every operation asks the kernel, so that other processes and programs see it at
-    once and are seen; iteration is not a snapshot.
+    once and are seen; iteration is not a snapshot. Two maps are equal when they are one object, whatever they hold.
 
     Errors of every operation: ValueError and TypeError for a key or a value of the wrong size or type, before the
     kernel is asked; `NoSuchKey` (a KeyError) for an absent key; `BpfError` for what else the kernel says, with its
@@ -64,14 +64,8 @@ class Map(KernelObject, MutableMapping[K, V]):
     """
 
     _kind = "map"
-    _type: ClassVar[MapType | None] = None  # of a class that is of one type
     _classes: ClassVar[dict[MapType, type[Map[Any, Any]]]] = {}
     _batches: ClassVar[bool] = True  # whether any kernel reads and writes many entries at once
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if cls._type is not None:
-            Map._classes[cls._type] = cls
 
     def __init__(self, fd: int) -> None:
         found = _sys.map_info(fd)
@@ -99,7 +93,7 @@ class Map(KernelObject, MutableMapping[K, V]):
     @classmethod
     def create(
         cls,
-        type: MapType | None = None,  # noqa: A002 - the kernel's word
+        type: MapType,  # noqa: A002 - the kernel's word
         key_size: int = 4,
         value_size: int = 4,
         max_entries: int = 1,
@@ -111,7 +105,7 @@ class Map(KernelObject, MutableMapping[K, V]):
         """Make a map (``BPF_MAP_CREATE``).
 
         Args:
-            type: the map's type; a class that is of one type has it already.
+            type: the map's type.
             key_size: of a key, in bytes.
             value_size: of a value, in bytes.
             max_entries: how many it can hold.
@@ -123,17 +117,15 @@ class Map(KernelObject, MutableMapping[K, V]):
             PermissionDenied: the process lacks CAP_BPF (for sockmaps and sockhashes CAP_NET_ADMIN too).
             BpfError: the kernel does not take the type with these sizes and flags (EINVAL), or has no memory.
         """
-        kind = cls._type if type is None else MapType(type)
-        if kind is None:
-            raise TypeError("a map needs a type, such as MapType.HASH")
-        if cls._type is not None and kind != cls._type:
-            raise ValueError(f"a {cls.__name__} is of type {cls._type.name}, not {kind.name}")
+        kind = MapType(type)
         sizes = {"key_size": key_size, "value_size": value_size, "max_entries": max_entries, "flags": flags}
         for what, number in sizes.items():
             if not 0 <= number <= _U32_MAX:
                 raise ValueError(f"{what} is a number of 32 bits, not {number}")
         if (kind in {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}) != (inner is not None):
             raise TypeError("a map of maps, and no other, needs an inner map to know what it will hold")
+        if not isinstance(name, str):
+            raise TypeError(f"a name is a str, not {name.__class__.__name__}")
         encoded = name.encode("ascii", "replace")
         if len(encoded) > _NAME_MAX or encoded.translate(None, _NAME_BYTES):
             raise ValueError(f"a name has up to {_NAME_MAX} letters, digits, dots and underscores, unlike {name!r}")
@@ -262,7 +254,6 @@ class Map(KernelObject, MutableMapping[K, V]):
             except NoSuchKey:  # an empty slot, or gone since
                 continue
 
-    # Two maps are the same when they are one object, whatever they hold.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -313,7 +304,32 @@ def _slices(whole: bytes, size: int) -> Iterator[bytes]:
     return (whole[start : start + size] for start in range(0, len(whole), size))
 
 
-class _Indexed(Map[K, V]):
+class _Typed(Map[K, V]):
+    """A class of its own for one type of map."""
+
+    _type: ClassVar[MapType]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_type" in cls.__dict__:
+            Map._classes[cls._type] = cls
+
+    @classmethod
+    def create(  # type: ignore[override] # the class is the type
+        cls,
+        key_size: int = 4,
+        value_size: int = 4,
+        max_entries: int = 1,
+        *,
+        flags: int = 0,
+        name: str = "",
+        inner: Map[Any, Any] | None = None,
+    ) -> Self:
+        """Make a map of this type (``BPF_MAP_CREATE``): see `Map.create`."""
+        return super().create(cls._type, key_size, value_size, max_entries, flags=flags, name=name, inner=inner)
+
+
+class _Indexed(_Typed[K, V]):
     """Keys are the indices of an array, none of which can be deleted or added."""
 
     def _encode_key(self, key: Any) -> bytes:
@@ -349,7 +365,7 @@ class _Full(_Indexed[Key, V]):
         return self._info.max_entries
 
 
-class _PerCpu(Map[K, tuple[bytes, ...]]):
+class _PerCpu(_Typed[K, tuple[bytes, ...]]):
     """A value is a tuple of bytes, one for each possible CPU (``libbpf_num_possible_cpus()``)."""
 
     def __init__(self, fd: int) -> None:
@@ -369,9 +385,10 @@ class _PerCpu(Map[K, tuple[bytes, ...]]):
         return tuple(part[: self._info.value_size] for part in _slices(value, self._stride))
 
 
-class _OfFds(Map[K, HasFileno | int]):
-    """A value is set as an object with an fd, and read as the number by which the kernel knows that object."""
+class _OfFds(_Typed[K, HasFileno | int]):
+    """A value is set as an object of the kernel's, and read as the number by which the kernel knows it."""
 
+    _holds: ClassVar[str]
     _batches = False  # a batch that comes upon an empty slot fails with EINTR, on many kernels
 
     def __getitem__(self, key: K) -> int:
@@ -379,10 +396,7 @@ class _OfFds(Map[K, HasFileno | int]):
         return number
 
     def _encode_value(self, value: Any) -> bytes:
-        fd = fd_of(value)
-        if fd < 0:
-            raise ValueError(f"not an open file descriptor: {fd}")
-        return fd.to_bytes(self._info.value_size, _ORDER)
+        return fd_of_kind(value, self._holds).to_bytes(self._info.value_size, _ORDER)
 
     def _decode_value(self, value: bytes) -> int:
         return int.from_bytes(value, _ORDER)
@@ -410,13 +424,13 @@ class _OfSockets(_OfFds[K]):
             raise sockets.refusal(error, list(raw.values())[done])
 
 
-class HashMap(Map[Key, bytes]):
+class HashMap(_Typed[Key, bytes]):
     """``BPF_MAP_TYPE_HASH``."""
 
     _type = MapType.HASH
 
 
-class LruHashMap(Map[Key, bytes]):
+class LruHashMap(_Typed[Key, bytes]):
     """``BPF_MAP_TYPE_LRU_HASH``: what was not used for long makes room for what is new."""
 
     _type = MapType.LRU_HASH
@@ -434,7 +448,7 @@ class LruPerCpuHashMap(_PerCpu[Key]):
     _type = MapType.LRU_PERCPU_HASH
 
 
-class LpmTrie(Map[bytes, bytes]):
+class LpmTrie(_Typed[bytes, bytes]):
     """``BPF_MAP_TYPE_LPM_TRIE``: a key is a length in bits (4 bytes, in the machine's order), then the prefix.
 
     Reading a key gives the entry of the longest prefix that contains it.
@@ -475,21 +489,37 @@ class ArrayOfMaps(_OfFds[Key], _Indexed[Key, HasFileno | int]):
     """``BPF_MAP_TYPE_ARRAY_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
 
     _type = MapType.ARRAY_OF_MAPS
+    _holds = "map"
 
 
 class HashOfMaps(_OfFds[Key]):
     """``BPF_MAP_TYPE_HASH_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
 
     _type = MapType.HASH_OF_MAPS
+    _holds = "map"
 
 
 class ProgArray(_OfFds[Key], _Indexed[Key, HasFileno | int]):
     """``BPF_MAP_TYPE_PROG_ARRAY``, for tail calls: set a `Program`, read its id (`Program.from_id`)."""
 
     _type = MapType.PROG_ARRAY
+    _holds = "prog"
 
 
-class SockMap(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+class _SockArray(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+    """Sockets by index."""
+
+    @classmethod
+    def create(cls, max_entries: int, *, name: str = "") -> Self:  # type: ignore[override] # the sizes are known
+        """Make such a map (``BPF_MAP_CREATE``), whose values are cookies of 8 bytes.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF, or for a sockmap CAP_NET_ADMIN.
+        """
+        return super().create(4, 8, max_entries, name=name)
+
+
+class SockMap(_SockArray):
     """``BPF_MAP_TYPE_SOCKMAP``: sockets by index, for ``bpf_sk_assign()``.
 
     Set a socket, read its cookie (`socket_cookie`). It takes TCP sockets that listen or are established, and UDP
@@ -497,15 +527,6 @@ class SockMap(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
     """
 
     _type = MapType.SOCKMAP
-
-    @classmethod
-    def create(cls, max_entries: int, *, name: str = "") -> Self:  # type: ignore[override] # its own arguments
-        """Make a sockmap (``BPF_MAP_CREATE``), whose values are cookies of 8 bytes.
-
-        Raises:
-            PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
-        """
-        return super().create(None, 4, 8, max_entries, name=name)
 
 
 class SockHash(_OfSockets[Key]):
@@ -520,10 +541,10 @@ class SockHash(_OfSockets[Key]):
         Raises:
             PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
         """
-        return super().create(None, key_size, 8, max_entries, name=name)
+        return super().create(key_size, 8, max_entries, name=name)
 
 
-class ReuseportSockArray(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+class ReuseportSockArray(_SockArray):
     """``BPF_MAP_TYPE_REUSEPORT_SOCKARRAY``: members of SO_REUSEPORT groups, for ``bpf_sk_select_reuseport()``."""
 
     _type = MapType.REUSEPORT_SOCKARRAY

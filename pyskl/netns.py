@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -78,7 +79,7 @@ class NetNS(FdOwner):
             PermissionError: it is another user's (ptrace(2) says when).
         """
         try:
-            return cls._open(f"/proc/{pid:d}/ns/net")
+            return cls._open(f"/proc/{operator.index(pid)}/ns/net")
         except FileNotFoundError:
             raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from None
 

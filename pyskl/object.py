@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyskl import loader
 from pyskl._fd import Held
@@ -24,6 +24,8 @@ class BpfObject:
 
     `close()` closes all that nobody holds; a `Program` or `Map` that was taken out lives until its own `close()`.
     """
+
+    _closed = True  # until there is something to close
 
     def __init__(self, programs: dict[str, Program], maps: dict[str, Map[Any, Any]]) -> None:
         self._programs = Held("program", programs)
@@ -105,6 +107,9 @@ class BpfObject:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         finally:  # the warning may be made an error
             self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a BpfObject owns file descriptors: it can be neither pickled nor copied")
 
     def __repr__(self) -> str:
         return f"<BpfObject {'closed' if self._closed else ', '.join(self._programs)}>"

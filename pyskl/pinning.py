@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
+def _text(path: StrPath) -> str:
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ValueError(f"a path has no NUL in it: {name!r}")
+    return name
+
+
 def kind_of(fd: int) -> str:
     """Tell what kind of BPF object an fd is of: "prog", "map", "link", or what else it is.
 
@@ -29,11 +36,24 @@ def kind_of(fd: int) -> str:
     return "not a BPF object"
 
 
+def fd_of_kind(thing: object, kind: str) -> int:
+    """Give the fd of a program, map or link, and of nothing else.
+
+    Raises:
+        TypeError: it is of another kind, or no object of pyskl.
+    """
+    if not isinstance(thing, KernelObject) or thing._kind != kind:
+        raise TypeError(f"{_WORDS[kind]} is needed, not {type(thing).__name__}")
+    return thing.fileno()
+
+
+_WORDS = {"prog": "a BPF program", "map": "a BPF map", "link": "a BPF link", "btf": "BTF"}
+
+
 class KernelObject(FdOwner):
     """A program, a map or a link: kept by the kernel as long as an fd, a pin or another object refers to it."""
 
     _kind: ClassVar[str]  # as bpf(2) abbreviates it in its commands
-    _WORDS: ClassVar = {"prog": "a BPF program", "map": "a BPF map", "link": "a BPF link", "btf": "BTF"}
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -56,12 +76,15 @@ class KernelObject(FdOwner):
     @classmethod
     def _checked(cls, fd: int, origin: str) -> Self:
         """Own an fd, or close it and raise TypeError where it is of another kind of object."""
-        kind = kind_of(fd)
-        if kind != cls._kind:
+        try:
+            kind = kind_of(fd)
+        except OSError:
             os.close(fd)
-            expected, found = cls._WORDS[cls._kind], cls._WORDS.get(kind, kind)
-            raise TypeError(f"{origin} is {found}, and {cls.__name__} needs {expected}")
-        return cls.own(fd)
+            raise
+        if kind == cls._kind:
+            return cls.own(fd)
+        os.close(fd)
+        raise TypeError(f"{origin} is {_WORDS.get(kind, kind)}, and {cls.__name__} needs {_WORDS[cls._kind]}")
 
     @classmethod
     def from_fd(cls, fd: HasFileno | int) -> Self:
@@ -83,7 +106,7 @@ class KernelObject(FdOwner):
             TypeError: another kind of object is pinned there.
             BpfError: the path is not on bpffs, or its mode forbids it (EACCES).
         """
-        name = os.fspath(path)
+        name = _text(path)
         opened = cls._checked(_sys.obj_get(name), f"what is pinned at {name!r}")
         opened._pins.add(os.path.abspath(name))
         return opened
@@ -109,7 +132,7 @@ class KernelObject(FdOwner):
             NoSuchPin: the folder does not exist (a FileNotFoundError, too).
             BpfError: the path is not on bpffs (EPERM).
         """
-        fd, name = self.fileno(), os.fspath(path)
+        fd, name = self.fileno(), _text(path)
         if "." in os.path.basename(name):
             raise ValueError(f"bpffs takes no dot in a name: {name!r}")
         _sys.obj_pin(fd, name)

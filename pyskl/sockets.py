@@ -57,14 +57,21 @@ def _what_is_wrong(fd: int, refusal: int) -> str:
     if refusal == errno.EBUSY:
         return "it is in a map of the other kind (a sockmap, or a REUSEPORT_SOCKARRAY), or another thread moves it now"
     with socket.socket(fileno=os.dup(fd)) as sock:
-        if sock.family in _FAMILIES:
-            return f"it is {_FAMILIES[sock.family]}, which no look-up selects"
-        if sock.proto in _PROTOCOLS:
-            return f"it is {_PROTOCOLS[sock.proto]}"
-        if sock.type == socket.SOCK_RAW:
-            return "it is a raw socket, which no look-up selects"
-        if not sock.getsockname()[1]:
-            return "it is not bound: call bind() first"
-        if sock.type == socket.SOCK_STREAM:
-            return "it is a TCP socket that does not listen: call listen() first"
-        return "it is of a kind, or in a state, that this map does not take; does it have SO_REUSEPORT?"
+        return _state(sock)
+
+
+def _state(sock: socket.socket) -> str:
+    """Say what kind and state of a socket keeps it out."""
+    if sock.family in _FAMILIES:
+        return f"it is {_FAMILIES[sock.family]}, which no look-up selects"
+    if sock.proto in _PROTOCOLS:
+        return f"it is {_PROTOCOLS[sock.proto]}"
+    if sock.type == socket.SOCK_RAW:
+        return "it is a raw socket, which no look-up selects"
+    if not sock.getsockname()[1]:
+        return "it is not bound: call bind() first"
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "it is a TCP socket that does not listen: call listen() first"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+        return "it has no SO_REUSEPORT, which this map needs: set it before bind()"
+    return "it is in a state that this map does not take"

@@ -1,0 +1,55 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: installs what is missing, builds the wheel, and installs it into .build/venv.
+# Afterwards the shell is at the top of the checkout, $PYTHON is the environment's interpreter and $WHEEL the wheel.
+# What was done before is kept as long as what it was made from is the same.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '\033[1m== %s\033[0m\n' "$*"; }
+
+# Packages by a file that each has, so that nothing is asked of apt where all are there.
+install_missing() {
+    local missing=()
+    while read -r file package; do
+        compgen -G "$file" >/dev/null || missing+=("$package")
+    done <<'FILES'
+/usr/bin/clang clang
+/usr/bin/llvm-strip llvm
+/usr/bin/cc gcc
+/usr/include/stdio.h libc6-dev
+/usr/include/bpf/libbpf.h libbpf-dev
+/usr/include/linux/bpf.h linux-libc-dev
+/usr/sbin/ip iproute2
+/usr/bin/setpriv util-linux
+/usr/bin/python3 python3
+/usr/lib/python3*/ensurepip python3-venv
+/usr/include/python3*/Python.h python3-dev
+FILES
+    [ ${#missing[@]} -eq 0 ] && return
+    say "apt-get install ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Everything that the wheel is made from, as one hash.
+source_hash() {
+    { python3 --version; cat pyproject.toml build_ffi.py LICENSE README.md; find bpf pyskl -name '*.[chp]*' \
+        -not -path '*/__pycache__/*' -type f | LC_ALL=C sort | xargs cat; } | sha256sum | cut -c1-16
+}
+
+install_missing
+mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+[ -x .build/venv/bin/python ] || { say "making .build/venv"; python3 -m venv .build/venv; }
+PYTHON=$PWD/.build/venv/bin/python
+hash=$(source_hash)
+if [ ! -e ".build/wheel/$hash" ]; then
+    say "building the wheel"
+    rm -rf build .build/wheel
+    "$PYTHON" -m pip -q wheel --no-deps -w .build/wheel .
+    rm -rf build pyskl.egg-info
+    "$PYTHON" -m pip -q install --force-reinstall .build/wheel/*.whl
+    touch ".build/wheel/$hash"
+fi
+WHEEL=$(echo "$PWD"/.build/wheel/*.whl)
+export PYTHON WHEEL
