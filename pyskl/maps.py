@@ -30,6 +30,7 @@ _MODES = {"any": _sys.BPF_ANY, "noexist": _sys.BPF_NOEXIST, "exist": _sys.BPF_EX
 _BATCH = 4096  # entries that are read at once
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, less the NUL
 _U32_MAX = 0xFFFFFFFF
+_REQUIRED: Any = object()
 _ORDER = sys.byteorder
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -217,6 +218,17 @@ class Map(KernelObject, MutableMapping[K, V]):
         for key, value in raw.items():
             _sys.map_update(fd, key, value, _sys.BPF_ANY)
         return None
+
+    def pop(self, key: K, default: Any = _REQUIRED) -> Any:
+        """Delete an entry and give its value, or the default where there is none; another may set it in between."""
+        try:
+            value = self[key]
+            del self[key]
+        except KeyError:
+            if default is _REQUIRED:
+                raise
+            return default
+        return value
 
     def clear(self) -> None:
         """Delete all entries."""

@@ -23,9 +23,9 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p).resolve() not in (_TESTS, _TESTS.parent)),
 ]
 
-import support  # noqa: E402
+import support
 
-import pyskl  # noqa: E402
+import pyskl
 
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to us, and are seen
 
@@ -58,7 +58,6 @@ def _turn() -> int:
 def _held() -> dict[str, set[object]]:
     return {
         "file descriptors": support.fds(),
-        "BPF objects": support.bpf_ids(),
         "network namespaces": support.namespaces(),
         "child processes": support.children(),
         "pins": support.pins(),
@@ -80,20 +79,19 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     fcntl.flock(_turn(), fcntl.LOCK_EX)
     try:
-        before = _held()
+        before, objects = _held(), support.bpf_ids()
         yield
         if request.node.stash.get(_failed, False):
             return  # its traceback holds what it held
         gc.collect()
+        left = {kind: now - before[kind] for kind, now in _held().items() if now - before[kind]}
+        assert not left, f"left behind: {left}"
 
-        def left() -> dict[str, set[object]]:
-            now = _held()
-            return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+        def more() -> set[tuple[str, int]]:
+            found = support.bpf_ids() - objects
+            return found and found - _strangers()
 
-        if not support.eventually(lambda: not left()):
-            more = left()
-            more["BPF objects"] = more.get("BPF objects", set()) - _strangers()
-            assert not any(more.values()), f"left behind: {more}"
+        assert support.eventually(lambda: not more()), f"left behind: {more()}"
     finally:
         fcntl.flock(_turn(), fcntl.LOCK_UN)
 

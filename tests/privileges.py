@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 NUMBERS = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
     "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,

@@ -7,7 +7,6 @@ import errno
 import socket
 import struct
 
-import pyskl
 import pytest
 from support import (
     NO_REUSEPORT,
@@ -32,6 +31,8 @@ from support import (
     udp_socket,
     unanswered,
 )
+
+import pyskl
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])

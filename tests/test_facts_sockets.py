@@ -12,7 +12,6 @@ import struct
 import termios
 import threading
 
-import pyskl
 import pytest
 from support import (
     IPPROTO_MPTCP,
@@ -38,6 +37,8 @@ from support import (
     unanswered,
     unavailable,
 )
+
+import pyskl
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 
@@ -302,7 +303,7 @@ def test_batch_operations_do_not_exist(netns, sockets, command, name):
 
 def test_a_socket_in_a_reuseport_sockarray_and_a_sockmap_is_ebusy(netns, sockets):
     with (
-        pyskl.ReuseportSockArray.create(value_size=8, max_entries=4) as array,
+        pyskl.ReuseportSockArray.create(4) as array,
         tcp_listener(netns, reuseport=True) as a,
         tcp_listener(netns, reuseport=True) as b,
     ):

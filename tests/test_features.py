@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import privileges
-import pyskl
 import pytest
-from pyskl import ArrayMap, ArrayOfMaps, BpfObject, HashMap, LpmTrie, MapType, Program
 from support import BPFFS, bpf_object
+
+import pyskl
+from pyskl import ArrayMap, ArrayOfMaps, BpfObject, HashMap, LpmTrie, MapType, Program
 
 NAMES = {
     "sk_lookup",
@@ -26,7 +27,6 @@ NAMES = {
     "ringbuf",
     "bpf_loop",
     "user_ringbuf",
-    "token",
     "btf",
     "bpffs",
     "perfmon",
@@ -82,7 +82,7 @@ TRIALS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
 
 @contextlib.contextmanager
 def _by_id() -> object:
-    with HashMap.create(4, 4, 1) as m, HashMap.from_id(m.info.id) as again:
+    with HashMap.create(max_entries=1) as m, HashMap.from_id(m.info.id) as again:
         yield again
 
 
@@ -138,6 +138,6 @@ def test_objects_use_what_there_is() -> None:
 
 
 def test_tries_are_there_whether_batched_or_not() -> None:
-    with LpmTrie.create(8, 4, 4) as m:
+    with LpmTrie.create(key_size=8, max_entries=4) as m:
         m.update({bytes([8, 0, 0, 0, n, 0, 0, 0]): b"abcd" for n in range(4)})
         assert len(dict(m.items())) == 4

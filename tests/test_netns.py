@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyskl
 import pytest
 import support
-from pyskl import NetNS, Program
 from support import NETNS, bpf_object
+
+import pyskl
+from pyskl import NetNS, Program
 
 
 def inode_here() -> int:

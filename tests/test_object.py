@@ -10,9 +10,7 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-import pyskl
 import pytest
-from pyskl import BpfObject, MapType, Program, ProgramType, Verdict
 from support import (
     SO_ATTACH_REUSEPORT_EBPF,
     V4,
@@ -25,6 +23,9 @@ from support import (
     tcp_client,
     tcp_listener,
 )
+
+import pyskl
+from pyskl import BpfObject, MapType, Program, ProgramType, Verdict
 
 TO, FROM = (V4, 80), ("192.0.2.9", 4711)
 
@@ -101,9 +102,7 @@ def test_every_program_of_every_type_loads() -> None:
             "drop": ProgramType.SK_LOOKUP,
             "choose": ProgramType.SK_REUSEPORT,
         }
-        assert {name: prog.info.name for name, prog in obj.programs.items()} == {
-            name: name for name in obj.programs
-        }
+        assert {name: prog.info.name for name, prog in obj.programs.items()} == {name: name for name in obj.programs}
 
 
 def test_programs_and_maps_are_mappings_of_the_same_objects_each_time() -> None:
@@ -124,13 +123,10 @@ def test_a_programs_maps_are_those_that_it_uses() -> None:
     with BpfObject.load(bpf_object("obj_many")) as obj:
         uses = {name: set(prog.maps) for name, prog in obj.programs.items()}
         assert uses == {"first": {"sockets", "runs"}, "drop": {"runs"}, "choose": {"group"}}
-        for prog in obj.programs.values():
-            assert set(prog.info.map_ids) == {m.info.id for m in prog.maps.values()}
+        assert all(set(prog.info.map_ids) == {m.info.id for m in prog.maps.values()} for prog in obj.programs.values())
 
 
-@pytest.mark.parametrize(
-    "names", [["yes"], ("no",), {"yes", "no"}, {"no": None}.keys(), []], ids=repr
-)
+@pytest.mark.parametrize("names", [["yes"], ("no",), {"yes", "no"}, {"no": None}.keys(), []], ids=repr)
 def test_programs_picks_by_name(names: Collection[str]) -> None:
     before = bpf_ids()
     with BpfObject.load(bpf_object("obj_pair"), programs=names) as obj:
@@ -229,9 +225,7 @@ def test_constants_of_every_size_arrive(name: str, value: object) -> None:
         ("u8", True, 1),
     ],
 )
-def test_constants_may_be_given_as_their_bytes_and_bools_as_ints(
-    name: str, value: object, means: object
-) -> None:
+def test_constants_may_be_given_as_their_bytes_and_bools_as_ints(name: str, value: object, means: object) -> None:
     with BpfObject.load(bpf_object("obj_globals"), constants={name: value}) as obj:
         assert seen(obj)[name] == means
 
@@ -256,10 +250,10 @@ def test_globals_are_maps_of_these_names() -> None:
 def test_constants_are_frozen_once_loaded() -> None:
     """The verifier took them for constants: nobody may change them after."""
     with BpfObject.load(bpf_object("obj_globals"), constants={"u32": 99}) as obj:
-        rodata = obj.maps[".rodata"]
-        assert (99).to_bytes(4, "little") in rodata[0]
+        value = obj.maps[".rodata"][0]
+        assert (99).to_bytes(4, "little") in value
         with pytest.raises(pyskl.BpfError):
-            rodata[0] = rodata[0]
+            obj.maps[".rodata"][0] = value
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -271,18 +265,15 @@ def test_constants_are_frozen_once_loaded() -> None:
         {},
         {"hash": 1},
         {"hash": 100, "sockmap": 7, "lpm_trie": 3, "array_of_maps": 5},
-        {
-            name: 33
-            for name in ("array", "sockhash", "reuseport_sockarray", "queue", "hash_of_maps")
-        },
+        {name: 33 for name in ("array", "sockhash", "reuseport_sockarray", "queue", "hash_of_maps")},
     ],
     ids=["none", "one", "several", "others"],
 )
 def test_max_entries_sizes_maps_by_name(sizes: dict[str, int]) -> None:
     with BpfObject.load(bpf_object("obj_maps"), max_entries=sizes) as obj:
         default = {"array_of_maps": 4, "hash_of_maps": 4, "blue": 4, "green": 4}
-        for name, m in obj.maps.items():
-            assert m.info.max_entries == sizes.get(name, default.get(name, 16)), name
+        got = {name: m.info.max_entries for name, m in obj.maps.items()}
+        assert got == {name: sizes.get(name, default.get(name, 16)) for name in obj.maps}
 
 
 # -- the maps of an object -------------------------------------------------------------------------
@@ -315,11 +306,11 @@ def test_a_map_is_of_the_class_of_its_type() -> None:
 
 def test_maps_in_maps_are_filled_as_the_object_says() -> None:
     with BpfObject.load(bpf_object("obj_maps")) as obj:
-        outer, blue, green = (obj.maps[name] for name in ("array_of_maps", "blue", "green"))
-        assert dict(outer.items()) == {1: blue.info.id, 3: green.info.id}
+        blue, green = (obj.maps[name].info.id for name in ("blue", "green"))
+        assert dict(obj.maps["array_of_maps"].items()) == {1: blue, 3: green}
         assert len(obj.maps["hash_of_maps"]) == 0
-        outer[0] = green
-        assert outer[0] == green.info.id
+        obj.maps["array_of_maps"][0] = obj.maps["green"]
+        assert obj.maps["array_of_maps"][0] == green
 
 
 def test_a_program_reads_its_sockets_through_the_map_in_force(netns: pyskl.NetNS) -> None:
@@ -342,8 +333,8 @@ def test_a_program_array_calls_what_stands_in_it() -> None:
     with (
         Program.load(bpf_object("obj_tail")) as jump,
         Program.load(bpf_object("obj_pair"), "no") as no,
+        jump.maps["next"] as following,
     ):
-        following = jump.maps["next"]
         assert verdict(jump) is Verdict.PASS
         following[0] = no
         assert following[0] == no.info.id
@@ -371,11 +362,10 @@ def test_reuse_puts_the_callers_map_in_the_place_of_the_objects(netns: pyskl.Net
 
 
 def test_reuse_shares_one_map_between_objects() -> None:
-    with BpfObject.load(bpf_object("obj_many")) as one:
-        runs = one.maps["runs"]
+    with BpfObject.load(bpf_object("obj_many")) as one, one.maps["runs"] as runs:
         with BpfObject.load(bpf_object("obj_many"), reuse={"runs": runs}) as other:
-            for prog in (one.programs["drop"], other.programs["drop"], other.programs["first"]):
-                verdict(prog)
+            for obj, name in ((one, "drop"), (other, "drop"), (other, "first")):
+                verdict(obj.programs[name])
             assert int.from_bytes(runs[0], "little") == 3
         assert not runs.closed
         assert int.from_bytes(runs[0], "little") == 3
@@ -457,9 +447,7 @@ def test_libbpfs_messages_go_to_logging_and_nowhere_else(
     assert capfd.readouterr() == ("", "")
 
 
-def test_success_is_quiet(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_success_is_quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.INFO, "pyskl")
     for name in ("obj_globals", "obj_many", "obj_maps", "obj_nested"):
         BpfObject.load(bpf_object(name)).close()

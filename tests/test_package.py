@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The build: what it needs, what it says when that is missing, and what it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import pyskl
+
+TOP = Path(__file__).parent.parent
+# What a build runs, beside the tools under test: found by setuptools, the compiler driver or the shell.
+TOOLS = ("cc", "clang", "llvm-strip")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what git would clone, so that the build leaves nothing in the tree."""
+    copy = tmp_path / "checkout"
+    for name in ("pyproject.toml", "build_ffi.py", "README.md", "LICENSE", "bpf", "pyskl"):
+        source, target = TOP / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.o", "*.so"))
+        else:
+            shutil.copy(source, target)
+    return copy
+
+
+def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command that makes the extension and the objects, with the tools of this interpreter alone."""
+    return subprocess.run(
+        [sys.executable, "-c", "from setuptools import setup; setup()", "build_ext", "--inplace"],
+        cwd=checkout,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", TOOLS)
+def test_a_missing_tool_ends_the_build_with_its_name_and_the_command(
+    checkout: Path, tmp_path: Path, missing: str
+) -> None:
+    path = tmp_path / "bin"
+    path.mkdir()
+    for tool in TOOLS:
+        if tool != missing:
+            (path / tool).symlink_to(shutil.which(tool))
+    ran = build(checkout, PATH=str(path))
+    assert ran.returncode != 0
+    last = ran.stderr.splitlines()[-1]
+    assert missing in last
+    assert "apt-get install" in last
+    assert not list(checkout.rglob("*.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("header", "package"), [("bpf/libbpf.h", "libbpf-dev"), ("Python.h", "python3-dev")])
+def test_a_missing_header_ends_the_build_likewise(checkout: Path, tmp_path: Path, header: str, package: str) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ngrep -q "{header}" && exit 1\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    ran = build(checkout, CC=str(compiler))
+    assert ran.returncode != 0
+    last = ran.stderr.splitlines()[-1]
+    assert header in last
+    assert f"apt-get install {package}" in last
+
+
+@pytest.mark.slow
+def test_the_objects_are_the_same_bytes_wherever_they_are_built(checkout: Path) -> None:
+    assert build(checkout).returncode == 0
+    built = sorted(checkout.glob("pyskl/bpf/*.bpf.o"))
+    assert [path.name for path in built] == [f"{path.stem}.o" for path in sorted((TOP / "bpf").glob("*.bpf.c"))]
+    for path in built:
+        shipped = Path(pyskl.__file__).parent / "bpf" / path.name
+        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(shipped.read_bytes()).digest()
+
+
+@pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a free-threaded interpreter has no stable ABI")
+def test_the_extension_is_of_the_stable_abi() -> None:
+    assert [path.name for path in Path(pyskl.__file__).parent.glob("_libbpf*.so")] == ["_libbpf.abi3.so"]
+
+
+def test_the_package_ships_what_it_needs_and_no_source_of_c() -> None:
+    package = Path(pyskl.__file__).parent
+    names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert {"py.typed", "_libbpf.pyi", "bpf/redirect.bpf.o"} <= names
+    assert not [name for name in names if name.endswith((".c", ".h"))]
