@@ -192,8 +192,12 @@ class _Messages:
         text = lib.pyskl_capture_end(size)
         records = ffi.buffer(text, size[0])[:].split(b"\0")[:-1] if text else []
         lib.free(text)
+        least = _logger.getEffectiveLevel()
         for record in records:
-            level, message = _LEVELS[record[0] - ord("0")], record[1:].decode(errors="replace").rstrip()
+            level = _LEVELS[record[0] - ord("0")]
+            if level < min(least, logging.WARNING):
+                continue
+            message = record[1:].decode(errors="replace").rstrip()
             if level == logging.WARNING:
                 self.warnings.append(message.removeprefix("libbpf: "))
             _logger.log(level, "%s", message)
@@ -239,7 +243,8 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes:
     result = lib.bpf_map_lookup_elem(fd, key, value)
     if result:
         raise _absent("BPF_MAP_LOOKUP_ELEM", key) if result == -errno.ENOENT else _error("BPF_MAP_LOOKUP_ELEM", -result)
-    return bytes(ffi.buffer(value))
+    found: bytes = ffi.unpack(value, size)
+    return found
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int) -> None:

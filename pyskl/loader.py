@@ -51,8 +51,9 @@ def load(
     _check_names("program", programs or (), kinds)
     _check_names("map", max_entries or (), maps)
     _check_names("map", reuse or (), maps)
+    variables = opened.variables if constants else {}
     for name, value in (constants or {}).items():
-        variable = _constant(opened, name)
+        variable = _constant(variables, name)
         opened.set_initial(variable, encode(variable, value))
     for name, entries in (max_entries or {}).items():
         if not 0 < entries <= _U32_MAX:
@@ -75,8 +76,7 @@ def _check_names(what: str, wanted: Iterable[str], known: Collection[str]) -> No
             raise KeyError(f"no {what} {name!r} in the object: there are {', '.join(known) or 'none'}")
 
 
-def _constant(opened: _sys.OpenObject, name: str) -> _sys.Variable:
-    variables = opened.variables
+def _constant(variables: Mapping[str, _sys.Variable], name: str) -> _sys.Variable:
     constants = [each.name for each in variables.values() if each.section.startswith(".rodata")]
     if name not in variables:
         _check_names("constant", (name,), constants)

@@ -31,7 +31,7 @@ _BATCH = 4096  # entries that are read at once
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, less the NUL
 _U32_MAX = 0xFFFFFFFF
 _REQUIRED: Any = object()
-_ORDER = sys.byteorder
+_ORDER: Literal["little", "big"] = sys.byteorder
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -79,8 +79,9 @@ class Map(KernelObject, MutableMapping[K, V]):
             found.max_entries,
             found.map_flags,
         )
-        self._entries = self._info.max_entries  # at hand for every index
-        self._room = self._info.value_size  # of a value as user space sees it
+        # What every operation needs, at hand:
+        self._key_size, self._value_size, self._entries = found.key_size, found.value_size, found.max_entries
+        self._room = self._value_size  # of a value as user space sees it
         super().__init__(fd)
 
     @classmethod
@@ -150,13 +151,13 @@ class Map(KernelObject, MutableMapping[K, V]):
     # What a class with other keys or values says of them:
 
     def _encode_key(self, key: Any) -> bytes:
-        return _as_bytes("key", key, self._info.key_size)
+        return _as_bytes("key", key, self._key_size)
 
     def _decode_key(self, key: bytes) -> Any:
         return key
 
     def _encode_value(self, value: Any) -> bytes:
-        return _exactly("value", value, self._info.value_size)
+        return _exactly("value", value, self._value_size)
 
     def _decode_value(self, value: bytes) -> Any:
         return value
@@ -236,7 +237,7 @@ class Map(KernelObject, MutableMapping[K, V]):
             self.pop(key, None)
 
     def _raw_items(self) -> Iterator[tuple[bytes, bytes]]:
-        size = self._info.key_size
+        size = self._key_size
         batch = None
         if self._batches:
             with contextlib.suppress(NotSupported):
@@ -252,12 +253,12 @@ class Map(KernelObject, MutableMapping[K, V]):
             batch = _sys.map_lookup_batch(self.fileno(), position, size, self._room, _BATCH)
 
     def _raw_keys(self) -> Iterator[bytes]:
-        key = _sys.map_next_key(self.fileno(), None, self._info.key_size)
-        for _ in range(self._info.max_entries):  # a key that goes meanwhile makes the kernel begin again
+        key = _sys.map_next_key(self.fileno(), None, self._key_size)
+        for _ in range(self._entries):  # a key that goes meanwhile makes the kernel begin again
             if key is None:
                 return
             yield key
-            key = _sys.map_next_key(self.fileno(), key, self._info.key_size)
+            key = _sys.map_next_key(self.fileno(), key, self._key_size)
 
     def _raw_items_singly(self) -> Iterator[tuple[bytes, bytes]]:
         for key in self._raw_keys():
@@ -294,6 +295,8 @@ class _Values(ValuesView[V]):
 
 def _exactly(what: str, given: Any, size: int) -> bytes:
     """Check bytes for their size."""
+    if type(given) is bytes and len(given) == size:
+        return given
     if not isinstance(given, _BYTES):
         raise TypeError(f"a {what} of this map is {size} bytes, not {type(given).__name__}")
     raw = bytes(given)
@@ -304,12 +307,12 @@ def _exactly(what: str, given: Any, size: int) -> bytes:
 
 def _as_bytes(what: str, given: Any, size: int) -> bytes:
     """Check bytes for their size, or make them of an int where they are 4."""
-    if size != 4 or not hasattr(given, "__index__"):
+    if size != 4 or isinstance(given, bytes) or not hasattr(given, "__index__"):
         return _exactly(what, given, size)
-    number = given.__index__()
-    if not 0 <= number <= _U32_MAX:
-        raise ValueError(f"an int for a {what} of 4 bytes is between 0 and {_U32_MAX}, not {number}")
-    return bytes(number.to_bytes(4, _ORDER))
+    try:
+        return bytes(given.__index__().to_bytes(4, _ORDER))
+    except OverflowError:
+        raise ValueError(f"an int for a {what} of 4 bytes is between 0 and {_U32_MAX}, not {given}") from None
 
 
 def _slices(whole: bytes, size: int) -> Iterator[bytes]:
@@ -359,7 +362,7 @@ class _Indexed(_Typed[K, V]):
 
     def _raw_keys(self) -> Iterator[bytes]:
         self.fileno()
-        return (index.to_bytes(4, _ORDER) for index in range(self._info.max_entries))
+        return (index.to_bytes(4, _ORDER) for index in range(self._entries))
 
 
 class _Full(_Indexed[Key, V]):
@@ -374,7 +377,7 @@ class _Full(_Indexed[Key, V]):
 
     def __len__(self) -> int:
         self.fileno()
-        return self._info.max_entries
+        return self._entries
 
 
 class _PerCpu(_Typed[K, tuple[bytes, ...]]):
@@ -382,7 +385,7 @@ class _PerCpu(_Typed[K, tuple[bytes, ...]]):
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
-        self._stride = -(-self._info.value_size // 8) * 8
+        self._stride = -(-self._value_size // 8) * 8
         self._cpus = _sys.possible_cpus()
         self._room = self._stride * self._cpus
 
@@ -394,7 +397,7 @@ class _PerCpu(_Typed[K, tuple[bytes, ...]]):
         return b"".join(super(_PerCpu, self)._encode_value(part).ljust(self._stride, b"\0") for part in value)
 
     def _decode_value(self, value: bytes) -> tuple[bytes, ...]:
-        return tuple(part[: self._info.value_size] for part in _slices(value, self._stride))
+        return tuple(part[: self._value_size] for part in _slices(value, self._stride))
 
 
 class _OfFds(_Typed[K, HasFileno | int]):
@@ -408,7 +411,7 @@ class _OfFds(_Typed[K, HasFileno | int]):
         return number
 
     def _encode_value(self, value: Any) -> bytes:
-        return fd_of_kind(value, self._holds).to_bytes(self._info.value_size, _ORDER)
+        return fd_of_kind(value, self._holds).to_bytes(self._value_size, _ORDER)
 
     def _decode_value(self, value: bytes) -> int:
         return int.from_bytes(value, _ORDER)
@@ -431,7 +434,7 @@ class _OfSockets(_OfFds[K]):
         """
         pairs = other.items() if isinstance(other, Mapping) else other
         raw = {self._encode_key(key): fd_of(value) for key, value in (*pairs, *entries.items())}
-        done, error = _sys.map_update_sockets(self.fileno(), raw, self._info.value_size)
+        done, error = _sys.map_update_sockets(self.fileno(), raw, self._value_size)
         if error is not None:
             raise sockets.refusal(error, list(raw.values())[done])
 
@@ -486,7 +489,7 @@ class ArrayMap(_Full[bytes]):
         """
         if not self._info.flags & _sys.BPF_F_MMAPABLE:
             raise ValueError("only a map that was made with the flag BPF_F_MMAPABLE can be mapped into memory")
-        size = -(-self._info.value_size // 8) * 8 * self._info.max_entries
+        size = -(-self._value_size // 8) * 8 * self._entries
         view = memoryview(_sys.mmap(self.fileno(), size, readonly=readonly))[:size]
         return view.toreadonly() if readonly else view
 

@@ -85,6 +85,7 @@ class Program(KernelObject):
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._maps: Held[Map[Any, Any]] | None = None
+        self._type: ProgramType | None = None  # once it was asked for
 
     @classmethod
     def load(
@@ -212,8 +213,11 @@ class Program(KernelObject):
         return TestRun(Verdict(verdict), cookie, duration)
 
     def _must_be_sk_lookup(self, to_be: str) -> None:
-        kind = self.info.type
-        if kind is not None and kind != ProgramType.SK_LOOKUP:
+        fd = self.fileno()
+        if self._type is None:
+            self._type = ProgramType(_sys.prog_info(fd)[0].type)
+        kind = self._type
+        if kind != ProgramType.SK_LOOKUP:
             hint = ""
             if kind == ProgramType.SK_REUSEPORT:
                 hint = "; give it to a group: setsockopt(SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, program.fileno())"

@@ -439,12 +439,11 @@ def test_map_in_map_of_sockmaps(netns, protocol):
         pyskl.Program.load(bpf_object("nested"), name="nested") as program,
         program.attach(netns),
     ):
-        outer = program.maps["outer"]
         first[0], second[0] = a, b
         with pytest.raises(ConnectionRefusedError):
             ask(protocol, netns, V4, 80, a, b)
         for inner, expected in ((first, a), (second, b)):
-            outer[0] = inner
+            program.maps["outer"][0] = inner
             assert ask(protocol, netns, V4, 80, a, b) is expected
 
 
