@@ -80,7 +80,9 @@ class Map(KernelObject, MutableMapping[K, V]):
             found.map_flags,
         )
         # What every operation needs, at hand:
-        self._key_size, self._value_size, self._entries = found.key_size, found.value_size, found.max_entries
+        self._key_size: int = found.key_size
+        self._value_size: int = found.value_size
+        self._entries: int = found.max_entries
         self._room = self._value_size  # of a value as user space sees it
         super().__init__(fd)
 
