@@ -24,11 +24,11 @@ class HasFileno(Protocol):
 
 def fd_of(thing: HasFileno | int) -> int:
     """Give the fd of anything that has one; an int is one already."""
-    if isinstance(thing, int):
-        return thing
     try:
-        return thing.fileno()
+        return thing.fileno()  # type: ignore[union-attr]
     except AttributeError:
+        if isinstance(thing, int):
+            return thing
         raise TypeError(f"an fd or an object with fileno() is needed, not {type(thing).__name__}") from None
 
 

@@ -425,8 +425,9 @@ class _OfSockets(_OfFds[K]):
     def _store(self, key: bytes, value: Any, flags: int) -> None:
         fd = fd_of(value)
         try:
-            _sys.map_update_socket(self.fileno(), key, fd, self._room, flags)
+            _sys.map_update_socket(self._fd, key, fd, self._room, flags)
         except BpfError as error:
+            self.fileno()  # it is closed: say that instead
             raise sockets.refusal(error, fd) from None
 
     def update(self, other: Any = (), /, **entries: Any) -> None:
