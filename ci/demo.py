@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -48,7 +47,7 @@ CLANG = ("clang", "-O2", "-g", "-target", "bpf", f"-I/usr/include/{platform.mach
 COLOURS = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 GREEN, RED, BOLD, DIM = 32, 31, 1, 2
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None)
 kept: set[tuple[type, int]] = set()  # the kind and id of every BPF object that came into being
 results: list[bool] = []
 
@@ -74,18 +73,6 @@ def check(what: str, figure: object, must_be: object) -> None:
 
 
 # -- The stage --------------------------------------------------------------------------------------------------------
-
-
-def new_namespace() -> pyskl.NetNS:
-    """Make a namespace without a name, in a thread that leaves it by ending: now only the object's fd holds it."""
-
-    def unshare() -> pyskl.NetNS:
-        if libc.unshare(0x40000000):  # CLONE_NEWNET
-            raise SystemExit(f"no network namespace to be had: {os.strerror(ctypes.get_errno())}")
-        return pyskl.NetNS.current()
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(unshare).result()
 
 
 def make_local() -> None:
@@ -432,7 +419,7 @@ def main() -> int:
     fds = os.listdir("/proc/self/fd")
     print(paint(BOLD, f"pyskl {version('pyskl')} on Linux {platform.release()}"))
     with contextlib.ExitStack() as outside:
-        with new_namespace() as ns, ns.entered():
+        with pyskl.NetNS.create() as ns, ns.entered():  # without a name: our fd alone holds it
             say(f"in a network namespace of its own, net:[{ns.inode}]")
             make_local()
             for show in (every_address_and_port, two_programs, swap_under_load, hand_over):
@@ -452,4 +439,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except pyskl.PermissionDenied as denied:
+        sys.exit(str(denied))

@@ -45,6 +45,20 @@ class FdOwner:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    @classmethod
+    def _adopt(cls, fd: int) -> Self:
+        """Make an object of the fitting class of an fd, which is still the caller's where this fails."""
+        return cls(fd)
+
+    @classmethod
+    def own(cls, fd: int) -> Self:
+        """Make an object of an fd, which is its own from now on, or closed where this fails."""
+        try:
+            return cls._adopt(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
     def fileno(self) -> int:
         """Give the file descriptor.
 

@@ -226,6 +226,11 @@ static int pyskl_setns(int fd)
 	return setns(fd, CLONE_NEWNET) ? -errno : 0;
 }
 
+static int pyskl_unshare(void)
+{
+	return unshare(CLONE_NEWNET) ? -errno : 0;
+}
+
 static int pyskl_socket_cookie(int socket, uint64_t *cookie)
 {
 	socklen_t size = sizeof(*cookie);

@@ -96,6 +96,7 @@ _NEEDS: Final = {
     "BPF_LINK_GET_FD_BY_ID": _BY_ID,
     "BPF_LINK_GET_NEXT_ID": _BY_ID,
     "setns": ("CAP_SYS_ADMIN",),
+    "unshare": ("CAP_SYS_ADMIN",),
 }
 
 # The classes that are Python's own for an errno, by the call's group.
@@ -145,7 +146,9 @@ def _error(
         refused.feature = _UNSUPPORTED.get(call, call)
         return refused
     if number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
-        lacking = f"the process lacks {' and '.join(missing)}, in the initial user namespace"
+        lacking = f"the process lacks {' and '.join(missing)}"
+        if capabilities.in_user_namespace():
+            lacking += ", which no user namespace but the initial one can give it"
         denied = PermissionDenied(number, os.strerror(number), call=call, hint=lacking, filename=filename)
         denied.missing = missing
         return denied
@@ -498,6 +501,11 @@ def text(field: Any) -> str:
 def setns(fd: int) -> None:
     """setns(2): move the calling thread into a network namespace."""
     _check("setns", lib.pyskl_setns(fd))
+
+
+def unshare_netns() -> None:
+    """unshare(2): move the calling thread into a new network namespace."""
+    _check("unshare", lib.pyskl_unshare())
 
 
 def is_netns(fd: int) -> bool:

@@ -14,12 +14,17 @@ _ALL: Final = "CAP_SYS_ADMIN"
 _INITIAL_USER_NS: Final = 0xEFFFFFFD
 
 
+def in_user_namespace() -> bool:
+    """Tell whether the calling thread is in another than the initial user namespace (user_namespaces(7))."""
+    return os.stat("/proc/thread-self/ns/user").st_ino != _INITIAL_USER_NS
+
+
 def effective() -> frozenset[str]:
     """Name the capabilities in the calling thread's effective set that count for bpf(2).
 
     Those of another than the initial user namespace do not count, so there are none.
     """
-    if os.stat("/proc/thread-self/ns/user").st_ino != _INITIAL_USER_NS:
+    if in_user_namespace():
         return frozenset()
     with open("/proc/thread-self/status", "rb") as status:
         bits = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))

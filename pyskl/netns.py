@@ -25,28 +25,34 @@ class NetNS(FdOwner):
     """A network namespace, which lives at least as long as this object is open."""
 
     def __init__(self, fd: int) -> None:
-        """Take an fd over: see `from_fd` for one that stays yours.
-
-        Raises:
-            ValueError: it is not of a network namespace; it stays yours.
-        """
         if not _sys.is_netns(fd):
             raise ValueError(f"{os.readlink(f'/proc/self/fd/{fd}')} is not a network namespace")
         super().__init__(fd)
 
     @classmethod
     def _open(cls, path: str | os.PathLike[str]) -> NetNS:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return cls(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+        return cls.own(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     @classmethod
     def current(cls) -> NetNS:
         """Open the calling thread's own namespace."""
         return cls._open(_CURRENT)
+
+    @classmethod
+    def create(cls) -> NetNS:
+        """Make a new namespace, whose loopback interface is down (unshare(2)); the calling thread stays where it is.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_SYS_ADMIN.
+        """
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - few need it, and it is not free
+
+        def make() -> NetNS:
+            _sys.unshare_netns()
+            return cls.current()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(make).result()
 
     @classmethod
     def named(cls, name: str) -> NetNS:
@@ -90,12 +96,7 @@ class NetNS(FdOwner):
         Raises:
             ValueError: it is not of a network namespace.
         """
-        copy = os.dup(fd_of(fd))
-        try:
-            return cls(copy)
-        except BaseException:
-            os.close(copy)
-            raise
+        return cls.own(os.dup(fd_of(fd)))
 
     @property
     def inode(self) -> int:

@@ -60,20 +60,6 @@ class KernelObject(FdOwner):
         self._pins: set[str] = set()
 
     @classmethod
-    def _adopt(cls, fd: int) -> Self:
-        """Make an object of the fitting class of an fd of the right kind, which it owns from now on."""
-        return cls(fd)
-
-    @classmethod
-    def own(cls, fd: int) -> Self:
-        """Make an object of an fd of the right kind, which is its own from now on, or closed where this fails."""
-        try:
-            return cls._adopt(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-
-    @classmethod
     def _checked(cls, fd: int, origin: str) -> Self:
         """Own an fd, or close it and raise TypeError where it is of another kind of object."""
         try:

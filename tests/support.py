@@ -122,9 +122,12 @@ def ip(ns: pyskl.NetNS, *lines: str) -> None:
 
 
 def sysctl(ns: pyskl.NetNS, name: str, value: object) -> None:
-    """Set net.NAME (in slashes) of a namespace."""
+    """Set net.NAME (in slashes) of a namespace; skip where this kernel has no such setting."""
     with ns.entered():
-        Path("/proc/sys/net", name).write_text(str(value))
+        path = Path("/proc/sys/net", name)
+        if not path.exists():
+            unavailable(path.name, f"no {path}")
+        path.write_text(str(value))
 
 
 # -- sockets ---------------------------------------------------------------------------------------

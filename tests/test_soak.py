@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 from pathlib import Path
 
+import pytest
 import support
 from support import bpf_object
 
@@ -13,7 +15,7 @@ import pyskl
 from pyskl import BpfObject, HashMap, SockMap
 
 LINKS, UPDATES = 10_000, 1_000_000
-MIB = 1 << 20
+SLACK = 1 << 18  # bytes: less than 30 for each life of a link
 
 
 def resident() -> int:
@@ -40,7 +42,7 @@ def test_attaching_updating_and_detaching(netns: pyskl.NetNS) -> None:
                     if number & 1:
                         link.detach()
 
-        assert growth(work, LINKS) < MIB
+        assert growth(work, LINKS) < SLACK
         assert pyskl.links(netns) == (stays.info,)
 
 
@@ -57,13 +59,14 @@ def test_updating_maps() -> None:
                 numbers[key(number & 1023)] = value(number)
                 sockets[number & 15] = sock
 
-        assert growth(work, UPDATES) < MIB
+        assert growth(work, UPDATES) < SLACK
         assert len(numbers) == 1024
         assert set(sockets.values()) == {support.cookie(sock)}
 
 
-def test_loading_reading_and_failing() -> None:
+def test_loading_reading_and_failing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails leaves nothing either: errors, logs and messages are freed as objects are."""
+    monkeypatch.setattr(logging.getLogger("pyskl"), "propagate", False)  # pytest would keep every message
     content = bpf_object("obj_rejected").read_bytes()
     with HashMap.create(key_size=4, value_size=8, max_entries=256) as m:
         m.update({struct.pack("=I", n): bytes(8) for n in range(256)})
@@ -79,4 +82,4 @@ def test_loading_reading_and_failing() -> None:
                 assert b"none" not in m
                 assert "absent" not in m.info.name
 
-        assert growth(work, 300) < 2 * MIB
+        assert growth(work, 300) < SLACK
