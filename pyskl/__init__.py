@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pyskl.maps import Map as Map
     from pyskl.maps import MapInfo as MapInfo
     from pyskl.maps import PerCpuArrayMap as PerCpuArrayMap
+    from pyskl.maps import PerCpuCgroupStorage as PerCpuCgroupStorage
     from pyskl.maps import PerCpuHashMap as PerCpuHashMap
     from pyskl.maps import ProgArray as ProgArray
     from pyskl.maps import ReuseportSockArray as ReuseportSockArray
@@ -79,7 +80,7 @@ _NAMES = {
     "pyskl.link": "Link LinkInfo links",
     "pyskl.maps": (
         "ArrayMap ArrayOfMaps HashMap HashOfMaps LpmTrie LruHashMap LruPerCpuHashMap Map MapInfo "
-        "PerCpuArrayMap PerCpuHashMap ProgArray ReuseportSockArray SockHash SockMap"
+        "PerCpuArrayMap PerCpuCgroupStorage PerCpuHashMap ProgArray ReuseportSockArray SockHash SockMap"
     ),
     "pyskl.netns": "NetNS NetNSLike",
     "pyskl.object": "BpfObject",

@@ -68,7 +68,10 @@ static int print(enum libbpf_print_level level, const char *format, va_list argu
 
 static void pyskl_init(void)
 {
-	print_of_others = libbpf_set_print(print);
+	libbpf_print_fn_t before = libbpf_set_print(print);
+
+	if (before != print) /* as it is when the module is imported again */
+		print_of_others = before;
 }
 
 static void pyskl_capture_begin(void)

@@ -466,6 +466,12 @@ class LruPerCpuHashMap(_PerCpu[Key]):
     _type = MapType.LRU_PERCPU_HASH
 
 
+class PerCpuCgroupStorage(_PerCpu[bytes]):
+    """``BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE``: a value is a tuple of bytes, one for each possible CPU."""
+
+    _type = MapType.PERCPU_CGROUP_STORAGE
+
+
 class LpmTrie(_Typed[bytes, bytes]):
     """``BPF_MAP_TYPE_LPM_TRIE``: a key is a length in bits (4 bytes, in the machine's order), then the prefix.
 

@@ -560,3 +560,19 @@ def test_a_socket_in_a_map_is_not_kept_alive(netns: NetNS) -> None:
         sock.close()
         assert support.eventually(lambda: len(m) == 0)
         assert isinstance(sock, socket.socket)
+
+
+AGAIN = """
+import ctypes, importlib, logging, sys
+import pyskl._sys
+importlib.reload(pyskl._sys)
+libbpf = ctypes.CDLL("libbpf.so.1")
+print(libbpf.bpf_object__open(b"/nonexistent"))  # another user of libbpf, whose messages go where they went before
+"""
+
+
+def test_importing_again_leaves_the_messages_of_others_as_they_were() -> None:
+    ran = subprocess.run([sys.executable, "-I", "-c", AGAIN], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0
+    assert ran.stderr.startswith("libbpf: ")
+    assert ran.stderr.count("\n") == 1

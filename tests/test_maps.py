@@ -784,3 +784,11 @@ def test_reading_while_others_write_sees_whole_entries() -> None:
             finally:
                 stop.set()
             assert all(writer.result() > 0 for writer in writers)
+
+
+def test_each_type_whose_values_the_kernel_keeps_for_each_cpu_has_room_for_all() -> None:
+    """The kernel writes a part for each CPU, whatever value_size says: bpf_map_value_size()."""
+    percpu = {"PERCPU_HASH", "LRU_PERCPU_HASH", "PERCPU_ARRAY", "PERCPU_CGROUP_STORAGE"}
+    assert {kind.name for kind in MapType if "PERCPU" in kind.name} == percpu
+    for name in percpu:
+        assert issubclass(Map._classes[MapType[name]], pyskl.maps._PerCpu), name

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import pyskl
-
 SAMPLE = Path(__file__).parent / "sample"
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return shutil.copytree(SAMPLE, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))

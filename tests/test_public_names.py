@@ -22,6 +22,7 @@ CLASSES = {
     "Map",
     "HashMap",
     "LruHashMap",
+    "PerCpuCgroupStorage",
     "PerCpuHashMap",
     "LruPerCpuHashMap",
     "ArrayMap",
