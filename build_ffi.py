@@ -120,6 +120,7 @@ int pyskl_sockets_update(int map, const char *keys, uint32_t key_size, const int
                          uint32_t value_size, uint32_t *done);
 int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port, const void *remote,
                    uint16_t remote_port, int repeat, uint32_t *verdict, uint64_t *cookie, uint32_t *duration);
+int pyskl_dup(int fd);
 int pyskl_setns(int fd);
 int pyskl_unshare(void);
 int pyskl_namespace_type(int fd);

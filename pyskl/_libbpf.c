@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -96,6 +97,14 @@ struct pyskl_variable {
 	int integer, is_signed;
 };
 
+/* The type behind typedefs and qualifiers; NULL where the BTF is damaged. */
+static const struct btf_type *resolve(const struct btf *btf, uint32_t id)
+{
+	int real = btf__resolve_type(btf, id);
+
+	return real < 0 ? NULL : btf__type_by_id(btf, real);
+}
+
 /* Fill at most `room` of the object's global variables, and give how many there are. */
 static int pyskl_variables(const struct bpf_object *object, struct pyskl_variable *found, int room)
 {
@@ -110,19 +119,19 @@ static int pyskl_variables(const struct bpf_object *object, struct pyskl_variabl
 		for (int i = 0; i < btf_vlen(section); i++) {
 			const struct btf_var_secinfo *place = btf_var_secinfos(section) + i;
 			const struct btf_type *type = btf__type_by_id(btf, place->type);
-			const char *name = btf__name_by_offset(btf, type->name_off);
+			const char *name = type ? btf__name_by_offset(btf, type->name_off) : NULL;
+			const char *in = btf__name_by_offset(btf, section->name_off);
 
-			if (!btf_is_var(type) || count++ >= room)
+			if (!name || !in || !btf_is_var(type) || count++ >= room)
 				continue;
-			for (type = btf__type_by_id(btf, type->type); btf_is_mod(type) || btf_is_typedef(type);)
-				type = btf__type_by_id(btf, type->type);
+			type = resolve(btf, type->type);
 			found[count - 1] = (struct pyskl_variable){
 				.name = name,
-				.section = btf__name_by_offset(btf, section->name_off),
+				.section = in,
 				.offset = place->offset,
 				.size = place->size,
-				.integer = btf_is_int(type) || btf_is_any_enum(type),
-				.is_signed = btf_is_int(type) && (btf_int_encoding(type) & BTF_INT_SIGNED),
+				.integer = type && (btf_is_int(type) || btf_is_any_enum(type)),
+				.is_signed = type && btf_is_int(type) && (btf_int_encoding(type) & BTF_INT_SIGNED),
 			};
 		}
 	}
@@ -222,6 +231,13 @@ static int pyskl_namespace_type(int fd)
 	int type = ioctl(fd, NS_GET_NSTYPE);
 
 	return type < 0 ? -errno : type;
+}
+
+static int pyskl_dup(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+
+	return copy < 0 ? -errno : copy;
 }
 
 static int pyskl_setns(int fd)

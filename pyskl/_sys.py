@@ -381,14 +381,20 @@ def prog_test_run(
 ) -> tuple[int, int, int]:
     """BPF_PROG_TEST_RUN with the context of a look-up: verdict, cookie, nanoseconds a run."""
     verdict, cookie, duration = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("uint32_t *")
-    while True:
+    done = spent = 0
+    at_once = repeat
+    while done < repeat:
+        at_once = min(at_once, repeat - done)
         result = lib.pyskl_test_run(
-            fd, protocol, family, local, local_port, remote, remote_port, repeat, verdict, cookie, duration
+            fd, protocol, family, local, local_port, remote, remote_port, at_once, verdict, cookie, duration
         )
-        if result != -errno.EINTR:  # a signal, whose handler Python has run (and let us go on: PEP 475)
-            break
-    _check("BPF_PROG_TEST_RUN", result)
-    return verdict[0], cookie[0], duration[0]
+        if result == -errno.EINTR:  # by a signal, whose handler let us go on; what was run is lost
+            at_once = max(at_once // 2, 1)
+            continue
+        _check("BPF_PROG_TEST_RUN", result)
+        done += at_once
+        spent += at_once * duration[0]
+    return verdict[0], cookie[0], spent // repeat
 
 
 def prog_query(netns: int) -> tuple[int, ...]:
@@ -419,6 +425,11 @@ def link_detach(link: int) -> None:
 
 
 # --- any object -------------------------------------------------------------------------------------------------------
+
+
+def dup(fd: int) -> int:
+    """Duplicate an fd, close-on-exec (fcntl(2)); never as 0, 1 or 2, which a daemon replaces."""
+    return _check("fcntl", lib.pyskl_dup(fd))
 
 
 def obj_pin(fd: int, path: str) -> None:
@@ -643,7 +654,7 @@ class OpenObject:
                 (programs, self._programs, lib.bpf_program__fd),
                 (maps, self._maps, lib.bpf_map__fd),
             ):
-                ours.update((name, os.dup(fd)) for name, each in theirs.items() if (fd := fd_of(each)) >= 0)
+                ours.update((name, dup(fd)) for name, each in theirs.items() if (fd := fd_of(each)) >= 0)
         except OSError:
             for fd in (*programs.values(), *maps.values()):
                 os.close(fd)

@@ -92,7 +92,7 @@ def links(netns: NetNSLike = None) -> tuple[LinkInfo, ...]:
         try:
             link = Link.from_id(number)
         except BpfError as error:
-            if error.errno != errno.ENOENT:  # gone since
+            if error.errno not in (errno.ENOENT, errno.EAGAIN):  # gone since, or not yet made
                 raise
             continue
         with link:

@@ -27,7 +27,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MODES = {"any": _sys.BPF_ANY, "noexist": _sys.BPF_NOEXIST, "exist": _sys.BPF_EXIST}
-_BATCH = 4096  # entries that are read at once
+_BATCH = 1 << 18  # bytes that are read at once
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, less the NUL
 _U32_MAX = 0xFFFFFFFF
 _REQUIRED: Any = object()
@@ -212,8 +212,8 @@ class Map(KernelObject, MutableMapping[K, V]):
         All keys and values are checked first. Where the kernel then stops half-way, because the map is full, what went
         before stays.
         """
-        pairs = other.items() if isinstance(other, Mapping) else other
-        raw = {self._encode_key(key): self._encode_value(value) for key, value in (*pairs, *entries.items())}
+        pairs = _pairs(other, entries)
+        raw = {self._encode_key(key): self._encode_value(value) for key, value in pairs}
         fd = self.fileno()
         if self._batches and raw:
             with contextlib.suppress(NotSupported):
@@ -240,10 +240,11 @@ class Map(KernelObject, MutableMapping[K, V]):
 
     def _raw_items(self) -> Iterator[tuple[bytes, bytes]]:
         size = self._key_size
+        count = max(1, min(self._entries, _BATCH // (size + self._room)))
         batch = None
         if self._batches:
             with contextlib.suppress(NotSupported):
-                batch = _sys.map_lookup_batch(self.fileno(), None, size, self._room, _BATCH)
+                batch = _sys.map_lookup_batch(self.fileno(), None, size, self._room, count)
         if batch is None:
             yield from self._raw_items_singly()
             return
@@ -252,7 +253,7 @@ class Map(KernelObject, MutableMapping[K, V]):
             yield from zip(_slices(keys, size), _slices(values, self._room), strict=True)
             if position is None:
                 return
-            batch = _sys.map_lookup_batch(self.fileno(), position, size, self._room, _BATCH)
+            batch = _sys.map_lookup_batch(self.fileno(), position, size, self._room, count)
 
     def _raw_keys(self) -> Iterator[bytes]:
         key = _sys.map_next_key(self.fileno(), None, self._key_size)
@@ -293,6 +294,11 @@ class _Values(ValuesView[V]):
 
     def __iter__(self) -> Iterator[V]:
         return (self._mapping._decode_value(value) for _, value in self._mapping._raw_items())
+
+
+def _pairs(other: Any, entries: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Give what dict.update() would take, as a list, which keeps the values and so their fds open."""
+    return [*(other.items() if isinstance(other, Mapping) else other), *entries.items()]
 
 
 def _exactly(what: str, given: Any, size: int) -> bytes:
@@ -435,8 +441,8 @@ class _OfSockets(_OfFds[K]):
 
         All keys are checked first. Where the kernel refuses a socket, those before it stay.
         """
-        pairs = other.items() if isinstance(other, Mapping) else other
-        raw = {self._encode_key(key): fd_of(value) for key, value in (*pairs, *entries.items())}
+        pairs = _pairs(other, entries)
+        raw = {self._encode_key(key): fd_of(value) for key, value in pairs}
         done, error = _sys.map_update_sockets(self.fileno(), raw, self._value_size)
         if error is not None:
             raise sockets.refusal(error, list(raw.values())[done])

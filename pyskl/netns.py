@@ -31,7 +31,11 @@ class NetNS(FdOwner):
 
     @classmethod
     def _open(cls, path: str | os.PathLike[str]) -> NetNS:
-        return cls.own(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls.own(_sys.dup(fd))
+        finally:
+            os.close(fd)
 
     @classmethod
     def current(cls) -> NetNS:
@@ -96,7 +100,7 @@ class NetNS(FdOwner):
         Raises:
             ValueError: it is not of a network namespace.
         """
-        return cls.own(os.dup(fd_of(fd)))
+        return cls.own(_sys.dup(fd_of(fd)))
 
     @property
     def inode(self) -> int:
@@ -112,9 +116,10 @@ class NetNS(FdOwner):
         Raises:
             PermissionDenied: the process lacks CAP_SYS_ADMIN.
         """
+        fd = self.fileno()
         with NetNS.current() as before:
-            _sys.setns(self.fileno())
-            try:
+            try:  # from before it moves: a signal's handler may raise just after
+                _sys.setns(fd)
                 yield self
             finally:
                 _sys.setns(before.fileno())

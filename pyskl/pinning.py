@@ -81,7 +81,7 @@ class KernelObject(FdOwner):
             OSError: it is not open (EBADF).
         """
         number = fd_of(fd)
-        return cls._checked(os.dup(number), f"fd {number}")
+        return cls._checked(_sys.dup(number), f"fd {number}")
 
     @classmethod
     def from_pin(cls, path: StrPath) -> Self:

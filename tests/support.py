@@ -412,6 +412,13 @@ def grace_period() -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+@functools.cache
+def kernel_has(function: str) -> bool:
+    """Whether the kernel has a function of this name, where no other probe tells."""
+    with open("/proc/kallsyms") as file:
+        return any(line.split()[2] == function for line in file)
+
+
 # -- other processes -------------------------------------------------------------------------------
 
 

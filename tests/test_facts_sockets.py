@@ -24,6 +24,7 @@ from support import (
     bpf_object,
     choosing,
     cookie,
+    kernel_has,
     namespace,
     new_socket,
     readable,
@@ -381,7 +382,7 @@ def test_the_last_close_empties_every_slot(netns, sockets, protocol):
 
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
 def test_a_listener_that_was_shut_down_is_a_zombie(netns, how):
-    """It stays in its slot and can't be selected; a listener again, it can."""
+    """It stays in its slot. Now it can't be selected; in 5.10 it is, and its clients wait in vain."""
     with (
         tcp_listener(netns) as ours,
         tcp_listener(netns, "0.0.0.0", 80) as ordinary,
@@ -390,9 +391,13 @@ def test_a_listener_that_was_shut_down_is_a_zombie(netns, how):
         assert ask_tcp(netns, V4, 80, ours, ordinary) is ours
         ours.shutdown(how)
         assert program.maps["sockets"][0] == cookie(ours)
-        assert ask_tcp(netns, V4, 80, ordinary) is ordinary
-        assert result(program) == (2, True, errno.ESOCKTNOSUPPORT)
-        assert program.test_run("tcp", (V4, 80), (V4, 1234)).cookie == 0
+        if program.test_run("tcp", (V4, 80), (V4, 1234)).cookie == 0:
+            assert ask_tcp(netns, V4, 80, ordinary) is ordinary
+            assert result(program) == (3, True, errno.ESOCKTNOSUPPORT)
+        else:
+            with unanswered(netns, V4, 80):
+                assert result(program) == (3, True, 0)
+                program.maps["sockets"][0] = ordinary
 
 
 def test_so_netns_cookie_tells_the_sockets_of_namespaces_apart(netns):
@@ -472,7 +477,7 @@ def test_map_in_map_of_sockmaps(netns, protocol):
 
 
 def test_fionread_of_a_udp_socket_in_a_sockmap_is_0(netns, sockets):
-    """… although the datagram is there to be read."""
+    """… although the datagram is there to be read; 6.1 and earlier still count it."""
 
     def pending() -> int:
         return struct.unpack("=i", fcntl.ioctl(ours, termios.FIONREAD, bytes(4)))[0]
@@ -482,7 +487,7 @@ def test_fionread_of_a_udp_socket_in_a_sockmap_is_0(netns, sockets):
         readable(ours)
         assert pending() == 5
         sockets[0] = ours
-        assert pending() == 0
+        assert pending() == (0 if kernel_has("udp_bpf_ioctl") else 5)
         assert ours.recv(16) == b"12345"
         del sockets[0]
         client.send(b"1234567")
