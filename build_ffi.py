@@ -51,7 +51,6 @@ int bpf_prog_load(int type, const char *name, const char *license, const void *i
                   const struct bpf_prog_load_opts *opts);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
-int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 int bpf_map_freeze(int fd);
@@ -107,7 +106,7 @@ uint32_t bpf_map__key_size(const struct bpf_map *map);
 uint32_t bpf_map__value_size(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t entries);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);
-bool bpf_map__is_internal(const struct bpf_map *map);
+int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 const void *bpf_map__initial_value(struct bpf_map *map, size_t *size);
 int bpf_map__set_initial_value(struct bpf_map *map, const void *value, size_t size);
 struct pyskl_variable {
@@ -120,6 +119,8 @@ int pyskl_sockets_update(int map, const char *keys, uint32_t key_size, const int
                          uint32_t value_size, uint32_t *done);
 int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port, const void *remote,
                    uint16_t remote_port, int repeat, uint32_t *verdict, uint64_t *cookie, uint32_t *duration);
+struct pyskl_socket_state { int domain; int type; int protocol; int listens; int reuseport; int port; };
+int pyskl_socket_state(int socket, struct pyskl_socket_state *state);
 int pyskl_dup(int fd);
 int pyskl_setns(int fd);
 int pyskl_unshare(void);

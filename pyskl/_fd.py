@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_FD_MAX = 0x7FFFFFFF
+
+
 class HasFileno(Protocol):
     """Anything with a ``fileno()``: a socket, a file, an object of pyskl."""
 
@@ -27,9 +30,11 @@ def fd_of(thing: HasFileno | int) -> int:
     try:
         return thing.fileno()  # type: ignore[union-attr]
     except AttributeError:
-        if isinstance(thing, int):
-            return thing
-        raise TypeError(f"an fd or an object with fileno() is needed, not {type(thing).__name__}") from None
+        if not isinstance(thing, int):
+            raise TypeError(f"an fd or an object with fileno() is needed, not {type(thing).__name__}") from None
+        if not -1 <= thing <= _FD_MAX:
+            raise ValueError(f"no file descriptor has the number {thing}") from None
+        return thing
 
 
 class FdOwner:
@@ -43,21 +48,30 @@ class FdOwner:
     _held = False  # by a holder that will close it, so that nobody is to blame when it goes
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._fd = fd  # ours from the first moment: what fails from here on closes it, and nobody else
+        try:
+            self._learn()
+        except BaseException:
+            self.close()
+            raise
+
+    def _learn(self) -> None:
+        """Ask the kernel what the object needs to know of itself."""
 
     @classmethod
-    def _adopt(cls, fd: int) -> Self:
-        """Make an object of the fitting class of an fd, which is still the caller's where this fails."""
-        return cls(fd)
+    def _class_of(cls, fd: int) -> type[Self]:  # noqa: ARG003 - for classes that have others below them
+        """Choose the class that fits what an fd is of."""
+        return cls
 
     @classmethod
     def own(cls, fd: int) -> Self:
-        """Make an object of an fd, which is its own from now on, or closed where this fails."""
+        """Make an object of the fitting class of an fd, which it owns from now on; it is closed where this fails."""
         try:
-            return cls._adopt(fd)
+            fitting = cls._class_of(fd)
         except BaseException:
             os.close(fd)
             raise
+        return fitting(fd)
 
     def fileno(self) -> int:
         """Give the file descriptor.

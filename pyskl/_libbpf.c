@@ -77,7 +77,7 @@ static void pyskl_init(void)
 
 static void pyskl_capture_begin(void)
 {
-	captured.active = 1;
+	captured.active++; /* a signal's handler may be inside a call of ours already */
 }
 
 /* The caller frees what it gets, which may be NULL. */
@@ -86,7 +86,9 @@ static char *pyskl_capture_end(size_t *size)
 	char *text = captured.text;
 
 	*size = captured.size;
-	memset(&captured, 0, sizeof(captured));
+	captured.active--;
+	captured.text = NULL;
+	captured.size = captured.room = 0;
 	return text;
 }
 
@@ -167,13 +169,17 @@ static int takes_unbound(int map, const void *key, uint32_t value_size)
 	return answer;
 }
 
-static int is_unbound(int socket)
+/* The port of an IPv4 or IPv6 socket, 0 where it is bound to none; negative for anything else. */
+static int port_of(int socket)
 {
 	struct sockaddr_in6 address = {}; /* the port of a sockaddr_in is at the same place */
 	socklen_t size = sizeof(address);
 
-	return !getsockname(socket, (struct sockaddr *)&address, &size) &&
-	       (address.sin6_family == AF_INET || address.sin6_family == AF_INET6) && !address.sin6_port;
+	if (getsockname(socket, (struct sockaddr *)&address, &size))
+		return -errno;
+	if (address.sin6_family != AF_INET && address.sin6_family != AF_INET6)
+		return -EAFNOSUPPORT;
+	return ntohs(address.sin6_port);
 }
 
 /* Set a slot of a SOCKMAP, SOCKHASH or REUSEPORT_SOCKARRAY. */
@@ -181,7 +187,7 @@ static int pyskl_socket_update(int map, const void *key, int socket, uint32_t va
 {
 	union pyskl_socket value = socket_value(socket, value_size);
 
-	if (takes_unbound(map, key, value_size) && is_unbound(socket))
+	if (takes_unbound(map, key, value_size) && !port_of(socket))
 		return -EOPNOTSUPP;
 	return bpf_map_update_elem(map, key, &value, flags);
 }
@@ -231,6 +237,23 @@ static int pyskl_namespace_type(int fd)
 	int type = ioctl(fd, NS_GET_NSTYPE);
 
 	return type < 0 ? -errno : type;
+}
+
+struct pyskl_socket_state {
+	int domain, type, protocol, listens, reuseport, port;
+};
+
+static int pyskl_socket_state(int socket, struct pyskl_socket_state *state)
+{
+	static const int names[] = { SO_DOMAIN, SO_TYPE, SO_PROTOCOL, SO_ACCEPTCONN, SO_REUSEPORT };
+	int *values[] = { &state->domain, &state->type, &state->protocol, &state->listens, &state->reuseport };
+	socklen_t size = sizeof(int);
+
+	for (int i = 0; i < 5; i++)
+		if (getsockopt(socket, SOL_SOCKET, names[i], values[i], &size))
+			return -errno;
+	state->port = port_of(socket);
+	return 0;
 }
 
 static int pyskl_dup(int fd)

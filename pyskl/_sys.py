@@ -49,6 +49,8 @@ _LIBBPF_UNREADABLE: Final = frozenset({4000, _LIBBPF_FORMAT, 4003})  # LIBELF, F
 
 MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
 
+_NOT_BY_CAPABILITY: Final = "a security module forbids it, or RLIMIT_MEMLOCK is too low (before Linux 5.11)"
+
 _HINTS: Final = {
     ("bpf_object__open_mem", errno.ENOEXEC): "it must be an object that clang -O2 -g -target bpf makes",
     ("bpf_object__open_mem", errno.EINVAL): "it must be an object that clang -O2 -g -target bpf makes",
@@ -64,6 +66,8 @@ _HINTS: Final = {
         errno.ENOLINK,
     ): "the link was detached, or its network namespace is gone: attach the program anew",
     ("BPF_LINK_UPDATE", errno.EINVAL): "a link takes only a program of the type and attach type that it was made with",
+    ("BPF_MAP_CREATE", errno.EPERM): _NOT_BY_CAPABILITY,
+    ("BPF_PROG_LOAD", errno.EPERM): _NOT_BY_CAPABILITY,
     ("BPF_MAP_CREATE", errno.EINVAL): "this kernel takes no map of this type with these sizes and flags",
     ("BPF_MAP_CREATE", errno.E2BIG): "the map would be larger than the kernel can address: lower max_entries",
     ("BPF_MAP_CREATE", errno.ENOMEM): "the kernel has no memory for a map of this size: lower max_entries",
@@ -71,6 +75,9 @@ _HINTS: Final = {
     ("BPF_MAP_UPDATE_ELEM", errno.E2BIG): "the map is full: delete entries, or make it with more max_entries",
     ("BPF_MAP_UPDATE_ELEM", errno.ENOSPC): "the map is full: delete entries, or make it with more max_entries",
     ("BPF_MAP_UPDATE_ELEM", errno.EEXIST): "the key has an entry; mode='any' replaces it",
+    ("BPF_MAP_UPDATE_ELEM", errno.EINVAL): "a map of this type takes no such entry, or no such mode",
+    ("BPF_MAP_FREEZE", errno.EBUSY): "the map is mapped into memory for writing: let the memoryview go first",
+    ("BPF_OBJ_PIN", errno.EACCES): "the folder's mode keeps this user from making files in it",
     ("mmap", errno.EPERM): "the map is frozen: readonly=True maps it for reading",
     ("BPF_MAP_DELETE_ELEM", errno.EPERM): "the map is frozen, or was opened for reading alone",
     ("BPF_MAP_LOOKUP_ELEM", errno.ENOSPC): "a map of sockets tells their cookies only where its values have 8 bytes",
@@ -106,18 +113,56 @@ _CLASSES: Final[dict[tuple[str, int], type[BpfError]]] = {
     ("BPF_OBJ_PIN", errno.EEXIST): PinExists,
 }
 
-# What the kernel means when it says ENOTSUPP to a call.
+# What the kernel means when it says ENOTSUPP to a call, and since when some kernel does it (None: none, or not known).
 _UNSUPPORTED: Final = {
-    "BPF_MAP_LOOKUP_BATCH": "looking up many entries of such a map at once",
-    "BPF_MAP_UPDATE_BATCH": "updating many entries of such a map at once",
-    "BPF_MAP_LOOKUP_ELEM": "reading an entry of such a map",
-    "BPF_MAP_UPDATE_ELEM": "updating an entry of such a map",
-    "BPF_MAP_DELETE_ELEM": "deleting an entry of such a map",
-    "BPF_MAP_GET_NEXT_KEY": "iterating over such a map",
-    "BPF_PROG_TEST_RUN": "a test run of a program of this type",
+    "BPF_MAP_LOOKUP_BATCH": ("looking up many entries of such a map at once", None),
+    "BPF_MAP_UPDATE_BATCH": ("updating many entries of such a map at once", None),
+    "BPF_MAP_LOOKUP_ELEM": ("reading an entry of such a map", None),
+    "BPF_MAP_UPDATE_ELEM": ("updating an entry of such a map", None),
+    "BPF_MAP_DELETE_ELEM": ("deleting an entry of such a map", None),
+    "BPF_MAP_GET_NEXT_KEY": ("iterating over such a map", None),
+    "BPF_PROG_TEST_RUN": ("a test run of a sk_lookup program", "5.13"),
 }
 
-_SOCKET_MAPS: Final = frozenset({MapType.SOCKMAP, MapType.SOCKHASH})
+# What needs more than CAP_BPF: map_create(), is_net_admin_prog_type(), is_perfmon_prog_type() in kernel/bpf/syscall.c.
+_NET_ADMIN_MAPS: Final = frozenset(
+    {MapType.SOCKMAP, MapType.SOCKHASH, MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.XSKMAP}
+)
+_NET_ADMIN_PROGRAMS: Final = frozenset(
+    {
+        ProgramType.SCHED_CLS,
+        ProgramType.SCHED_ACT,
+        ProgramType.XDP,
+        ProgramType.LWT_IN,
+        ProgramType.LWT_OUT,
+        ProgramType.LWT_XMIT,
+        ProgramType.LWT_SEG6LOCAL,
+        ProgramType.SK_SKB,
+        ProgramType.SK_MSG,
+        ProgramType.FLOW_DISSECTOR,
+        ProgramType.CGROUP_DEVICE,
+        ProgramType.CGROUP_SOCK,
+        ProgramType.CGROUP_SOCK_ADDR,
+        ProgramType.CGROUP_SOCKOPT,
+        ProgramType.CGROUP_SYSCTL,
+        ProgramType.SOCK_OPS,
+        ProgramType.EXT,
+        ProgramType.NETFILTER,
+    }
+)
+_PERFMON_PROGRAMS: Final = frozenset(
+    {
+        ProgramType.KPROBE,
+        ProgramType.TRACEPOINT,
+        ProgramType.PERF_EVENT,
+        ProgramType.RAW_TRACEPOINT,
+        ProgramType.RAW_TRACEPOINT_WRITABLE,
+        ProgramType.TRACING,
+        ProgramType.LSM,
+        ProgramType.STRUCT_OPS,
+        ProgramType.EXT,
+    }
+)
 
 logging.getLogger("pyskl").addHandler(logging.NullHandler())
 _logger: Final = logging.getLogger("pyskl.libbpf")
@@ -143,16 +188,16 @@ def _error(
         number = errno.ENOEXEC if number in _LIBBPF_UNREADABLE else errno.EINVAL
     if number == _ENOTSUPP:
         refused = NotSupported(errno.EOPNOTSUPP, "not supported by the kernel", call=call, filename=filename)
-        refused.feature = _UNSUPPORTED.get(call, call)
+        refused.feature, refused.since = _UNSUPPORTED.get(call, (call, None))
         return refused
     if number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
         lacking = f"the process lacks {' and '.join(missing)}"
-        if capabilities.in_user_namespace():
+        if call.startswith("BPF_") and capabilities.in_user_namespace():
             lacking += ", which no user namespace but the initial one can give it"
         denied = PermissionDenied(number, os.strerror(number), call=call, hint=lacking, filename=filename)
         denied.missing = missing
         return denied
-    kind, hint = _CLASSES.get((call, number), BpfError), _HINTS.get((call, number))
+    kind, hint = _CLASSES.get((call, number), BpfError), _HINTS.get((call.replace("_BATCH", "_ELEM"), number))
     return kind(number, words or os.strerror(number), call=call, hint=hint, filename=filename)
 
 
@@ -214,7 +259,14 @@ class _Messages:
 
 def map_needs(kind: int) -> tuple[str, ...]:
     """Name the capabilities that making a map of this type needs."""
-    return ("CAP_BPF", "CAP_NET_ADMIN") if kind in _SOCKET_MAPS else ("CAP_BPF",)
+    return ("CAP_BPF", "CAP_NET_ADMIN") if kind in _NET_ADMIN_MAPS else ("CAP_BPF",)
+
+
+def program_needs(kind: int) -> tuple[str, ...]:
+    """Name the capabilities that loading a program of this type needs."""
+    net_admin = ("CAP_NET_ADMIN",) if kind in _NET_ADMIN_PROGRAMS else ()
+    perfmon = ("CAP_PERFMON",) if kind in _PERFMON_PROGRAMS else ()
+    return ("CAP_BPF", *net_admin, *perfmon)
 
 
 def map_create(
@@ -243,7 +295,7 @@ def _absent(call: str, key: bytes) -> NoSuchKey:
 def map_lookup(fd: int, key: bytes, size: int) -> bytes:
     """BPF_MAP_LOOKUP_ELEM: the value, of `size` bytes as user space sees it."""
     value = ffi.new("char[]", size)
-    result = lib.bpf_map_lookup_elem(fd, key, value)
+    result = lib.bpf_map_lookup_elem(fd, key or ffi.NULL, value)  # a queue has no keys
     if result:
         raise _absent("BPF_MAP_LOOKUP_ELEM", key) if result == -errno.ENOENT else _error("BPF_MAP_LOOKUP_ELEM", -result)
     found: bytes = ffi.unpack(value, size)
@@ -252,7 +304,7 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes:
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int) -> None:
     """BPF_MAP_UPDATE_ELEM."""
-    result = lib.bpf_map_update_elem(fd, key, value, flags)
+    result = lib.bpf_map_update_elem(fd, key or ffi.NULL, value, flags)
     if result:
         raise _update_error(key, -result, flags)
 
@@ -279,11 +331,11 @@ def map_update_sockets(fd: int, entries: dict[bytes, int], value_size: int) -> t
     return done[0], _error("BPF_MAP_UPDATE_ELEM", -result) if result else None
 
 
-def map_delete(fd: int, key: bytes) -> None:
-    """BPF_MAP_DELETE_ELEM. A sockmap says EINVAL of a slot that is empty."""
+def map_delete(fd: int, key: bytes, *, empty: int = errno.ENOENT) -> None:
+    """BPF_MAP_DELETE_ELEM; `empty` is a further errno that says that there is nothing."""
     result = lib.bpf_map_delete_elem(fd, key)
     if result:
-        absent = result in (-errno.ENOENT, -errno.EINVAL)
+        absent = -result in (errno.ENOENT, empty)
         raise _absent("BPF_MAP_DELETE_ELEM", key) if absent else _error("BPF_MAP_DELETE_ELEM", -result)
 
 
@@ -348,7 +400,9 @@ def mmap(fd: int, size: int, *, readonly: bool) -> Any:
 
 def possible_cpus() -> int:
     """Count the CPUs that a per-CPU value has a part for."""
-    return _check("libbpf_num_possible_cpus", lib.libbpf_num_possible_cpus())
+    with _Messages():
+        count = lib.libbpf_num_possible_cpus()
+    return _check("libbpf_num_possible_cpus", count)
 
 
 # --- programs and links -----------------------------------------------------------------------------------------------
@@ -394,6 +448,7 @@ def prog_test_run(
         _check("BPF_PROG_TEST_RUN", result)
         done += at_once
         spent += at_once * duration[0]
+        at_once *= 2
     return verdict[0], cookie[0], spent // repeat
 
 
@@ -503,7 +558,7 @@ def link_info(fd: int) -> Any:
 
 def text(field: Any) -> str:
     """Decode a name in one of the kernel's structs."""
-    return str(ffi.string(field).decode())
+    return str(ffi.string(field).decode(errors="replace"))
 
 
 # --- namespaces and sockets -------------------------------------------------------------------------------------------
@@ -525,6 +580,13 @@ def is_netns(fd: int) -> bool:
     if kind != -errno.ENOTTY:
         _check("ioctl", kind)
     return bool(kind == lib.CLONE_NEWNET)
+
+
+def socket_state(fd: int) -> Any:
+    """Ask getsockopt(2) and getsockname(2) about a socket: the struct pyskl_socket_state of pyskl/_libbpf.c."""
+    state = ffi.new("struct pyskl_socket_state *")
+    _check("getsockopt", lib.pyskl_socket_state(fd, state))
+    return state
 
 
 def socket_cookie(fd: int) -> int:
@@ -619,6 +681,11 @@ class OpenObject:
             for each in found
         }
 
+    def forget_pins(self) -> None:
+        """Pin no map by its name, as LIBBPF_PIN_BY_NAME in the source asks for."""
+        for entry in self._maps.values():
+            _check("bpf_map__set_pin_path", lib.bpf_map__set_pin_path(entry, ffi.NULL))
+
     def leave_out(self, program: str) -> None:
         _check("bpf_program__set_autoload", lib.bpf_program__set_autoload(self._programs[program], False))
 
@@ -655,7 +722,7 @@ class OpenObject:
                 (maps, self._maps, lib.bpf_map__fd),
             ):
                 ours.update((name, dup(fd)) for name, each in theirs.items() if (fd := fd_of(each)) >= 0)
-        except OSError:
+        except BaseException:
             for fd in (*programs.values(), *maps.values()):
                 os.close(fd)
             raise

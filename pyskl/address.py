@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from pyskl.enums import Protocol
 
 ProtocolLike: TypeAlias = Protocol | Literal["tcp", "udp"]
-Address: TypeAlias = tuple[str, int]
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 def parse_protocol(protocol: ProtocolLike) -> Protocol:
@@ -32,7 +32,7 @@ def parse_endpoint(address: Address) -> tuple[int, bytes, int]:
         ValueError: the host is no IP address, or the port is none of 0 to 65535.
     """
     try:
-        host, port = address
+        host, port, *_ = address  # an IPv6 socket's has a flow label and a scope, too
     except (TypeError, ValueError):
         raise TypeError(f"an address is a (host, port) pair, not {address!r}") from None
     if not isinstance(port, int):

@@ -16,18 +16,25 @@ _INITIAL_USER_NS: Final = 0xEFFFFFFD
 
 def in_user_namespace() -> bool:
     """Tell whether the calling thread is in another than the initial user namespace (user_namespaces(7))."""
-    return os.stat("/proc/thread-self/ns/user").st_ino != _INITIAL_USER_NS
+    try:
+        return os.stat("/proc/thread-self/ns/user").st_ino != _INITIAL_USER_NS
+    except OSError:  # no /proc
+        return False
 
 
 def effective() -> frozenset[str]:
     """Name the capabilities in the calling thread's effective set that count for bpf(2).
 
-    Those of another than the initial user namespace do not count, so there are none.
+    Those of another than the initial user namespace do not count, so there are none. Where it can't be told, for want
+    of /proc or of an fd, there are all: none is then called missing.
     """
     if in_user_namespace():
         return frozenset()
-    with open("/proc/thread-self/status", "rb") as status:
-        bits = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
+    try:
+        with open("/proc/thread-self/status", "rb") as status:
+            bits = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
+    except OSError:
+        return frozenset(_NUMBERS)
     return frozenset(name for name, number in _NUMBERS.items() if bits >> number & 1)
 
 

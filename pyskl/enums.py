@@ -16,6 +16,7 @@ class _KernelEnum(IntEnum):
         member = int.__new__(cls, value)
         member._name_ = f"UNKNOWN_{value}"
         member._value_ = value
+        cls._value2member_map_[value] = member  # one object for each number, as for the others
         return member
 
 

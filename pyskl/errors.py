@@ -96,7 +96,7 @@ class NotSupported(BpfError):
 
     Attributes:
         feature: what is lacking.
-        since: the first version of Linux that has it, or None where no version does.
+        since: the first version of Linux that has it; None where none does, or it is not known.
     """
 
     feature: str = ""

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyskl import _sys
+from pyskl.enums import MapType
 from pyskl.pinning import fd_of_kind
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def load(
     """Load an open object, or those of its programs: fds by name, which the caller owns."""
     if not 0 <= log_level <= _LOG_LEVEL_MAX:
         raise ValueError(f"log_level is between 0 and {_LOG_LEVEL_MAX}, not {log_level}")
+    if isinstance(programs, str):
+        raise TypeError("programs are named by a list of names, not by one str")
     kinds, maps = opened.programs, opened.maps
+    opened.forget_pins()
     _check_names("program", programs or (), kinds)
     _check_names("map", max_entries or (), maps)
     _check_names("map", reuse or (), maps)
@@ -63,11 +67,12 @@ def load(
         fd = fd_of_kind(existing, "map")
         _check_fit(name, maps[name], existing)
         opened.reuse(name, fd)
-    for name in kinds.keys() - (kinds if programs is None else programs):
+    chosen = set(kinds if programs is None else programs)
+    for name in kinds.keys() - chosen:
         opened.leave_out(name)
-    fresh = (kind for name, (kind, _, _) in maps.items() if name not in (reuse or ()))
-    needs = {"CAP_BPF": None} | {need: None for kind in fresh for need in _sys.map_needs(kind)}
-    return opened.load(log_level, tuple(needs))
+    needs = [_sys.program_needs(kinds[name]) for name in chosen]
+    needs += [_sys.map_needs(kind) for name, (kind, _, _) in maps.items() if name not in (reuse or ())]
+    return opened.load(log_level, tuple(dict.fromkeys(need for group in needs for need in group)))
 
 
 def _check_names(what: str, wanted: Iterable[str], known: Collection[str]) -> None:
@@ -107,9 +112,9 @@ def _check_fit(name: str, spec: _sys.MapSpec, existing: Map[Any, Any]) -> None:
     """Compare what libbpf does not: it takes a map of another type in silence."""
     info = existing.info
     for what, wanted, found in (
-        ("type", spec[0], info.type),
+        ("type", MapType(spec[0]).name, info.type.name),
         ("key_size", spec[1], info.key_size),
         ("value_size", spec[2], info.value_size),
     ):
         if wanted != found:
-            raise ValueError(f"map {name!r} has {what} {wanted!r}, and the one to reuse has {found!r}")
+            raise ValueError(f"map {name!r} has {what} {wanted}, and the one to reuse has {found}")

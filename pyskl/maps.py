@@ -8,12 +8,14 @@ in `Map`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import sys
 from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pyskl import _sys, sockets
-from pyskl._fd import HasFileno, fd_of
+from pyskl._fd import fd_of
 from pyskl.enums import MapType
 from pyskl.errors import BpfError, NoSuchKey, NotSupported
 from pyskl.pinning import KernelObject, fd_of_kind
@@ -68,8 +70,9 @@ class Map(KernelObject, MutableMapping[K, V]):
     _classes: ClassVar[dict[MapType, type[Map[Any, Any]]]] = {}
     _batches: ClassVar[bool] = True  # whether any kernel reads and writes many entries at once
 
-    def __init__(self, fd: int) -> None:
-        found = _sys.map_info(fd)
+    def _learn(self) -> None:
+        super()._learn()
+        found = _sys.map_info(self._fd)
         self._info = MapInfo(
             found.id,
             MapType(found.type),
@@ -84,15 +87,14 @@ class Map(KernelObject, MutableMapping[K, V]):
         self._value_size: int = found.value_size
         self._entries: int = found.max_entries
         self._room = self._value_size  # of a value as user space sees it
-        super().__init__(fd)
 
     @classmethod
-    def _adopt(cls, fd: int) -> Self:
+    def _class_of(cls, fd: int) -> type[Self]:
         kind = MapType(_sys.map_info(fd).type)
         fitting = Map._classes.get(kind, Map)
         if not issubclass(fitting, cls):
             raise TypeError(f"this is a BPF map of type {kind.name}, and {cls.__name__} is another")
-        return fitting(fd)
+        return fitting
 
     @classmethod
     def create(
@@ -135,10 +137,8 @@ class Map(KernelObject, MutableMapping[K, V]):
             raise ValueError(f"a name has up to {_NAME_MAX} letters, digits, dots and underscores, unlike {name!r}")
         if kind == MapType.LPM_TRIE:
             flags |= _sys.BPF_F_NO_PREALLOC
-        fd = _sys.map_create(
-            kind, encoded, key_size, value_size, max_entries, flags, None if inner is None else inner.fileno()
-        )
-        return cls.own(fd)
+        like = None if inner is None else fd_of_kind(inner, "map")
+        return cls.own(_sys.map_create(kind, encoded, key_size, value_size, max_entries, flags, like))
 
     @property
     def info(self) -> MapInfo:
@@ -167,16 +167,19 @@ class Map(KernelObject, MutableMapping[K, V]):
     def _store(self, key: bytes, value: Any, flags: int) -> None:
         _sys.map_update(self.fileno(), key, self._encode_value(value), flags)
 
+    def _delete(self, key: bytes) -> None:
+        _sys.map_delete(self.fileno(), key)
+
     # The mapping:
 
-    def __getitem__(self, key: K) -> V:
+    def __getitem__(self, key: K | Key) -> V:
         value: V = self._decode_value(_sys.map_lookup(self.fileno(), self._encode_key(key), self._room))
         return value
 
-    def __setitem__(self, key: K, value: V) -> None:
+    def __setitem__(self, key: K | Key, value: V) -> None:
         self._store(self._encode_key(key), value, _sys.BPF_ANY)
 
-    def put(self, key: K, value: V, *, mode: Mode = "any") -> None:
+    def put(self, key: K | Key, value: V, *, mode: Mode = "any") -> None:
         """Set an entry (``BPF_MAP_UPDATE_ELEM``).
 
         Args:
@@ -189,8 +192,8 @@ class Map(KernelObject, MutableMapping[K, V]):
             raise ValueError(f"the mode is one of {', '.join(_MODES)}, not {mode!r}")
         self._store(self._encode_key(key), value, _MODES[mode])
 
-    def __delitem__(self, key: K) -> None:
-        _sys.map_delete(self.fileno(), self._encode_key(key))
+    def __delitem__(self, key: K | Key) -> None:
+        self._delete(self._encode_key(key))
 
     def __iter__(self) -> Iterator[K]:
         return (self._decode_key(key) for key, _ in self._raw_items())
@@ -222,7 +225,7 @@ class Map(KernelObject, MutableMapping[K, V]):
             _sys.map_update(fd, key, value, _sys.BPF_ANY)
         return None
 
-    def pop(self, key: K, default: Any = _REQUIRED) -> Any:
+    def pop(self, key: K | Key, default: Any = _REQUIRED) -> Any:
         """Delete an entry and give its value, or the default where there is none; another may set it in between."""
         try:
             value = self[key]
@@ -235,8 +238,9 @@ class Map(KernelObject, MutableMapping[K, V]):
 
     def clear(self) -> None:
         """Delete all entries."""
-        for key in list(self):
-            self.pop(key, None)
+        for key in list(self._raw_keys()):
+            with contextlib.suppress(NoSuchKey):  # an empty slot, or gone since
+                self._delete(key)
 
     def _raw_items(self) -> Iterator[tuple[bytes, bytes]]:
         size = self._key_size
@@ -248,10 +252,13 @@ class Map(KernelObject, MutableMapping[K, V]):
         if batch is None:
             yield from self._raw_items_singly()
             return
+        left = self._entries  # a key that goes meanwhile makes some types begin again
         while True:
             keys, values, position = batch
-            yield from zip(_slices(keys, size), _slices(values, self._room), strict=True)
-            if position is None:
+            pairs = zip(_slices(keys, size), _slices(values, self._room), strict=True)
+            yield from itertools.islice(pairs, left)
+            left -= len(keys) // size
+            if position is None or left <= 0:
                 return
             batch = _sys.map_lookup_batch(self.fileno(), position, size, self._room, count)
 
@@ -373,7 +380,7 @@ class _Indexed(_Typed[K, V]):
         return (index.to_bytes(4, _ORDER) for index in range(self._entries))
 
 
-class _Full(_Indexed[Key, V]):
+class _Full(_Indexed[int, V]):
     """An array in which every entry is always there."""
 
     def __delitem__(self, key: Key) -> None:
@@ -391,8 +398,8 @@ class _Full(_Indexed[Key, V]):
 class _PerCpu(_Typed[K, tuple[bytes, ...]]):
     """A value is a tuple of bytes, one for each possible CPU (``libbpf_num_possible_cpus()``)."""
 
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
+    def _learn(self) -> None:
+        super()._learn()
         self._stride = -(-self._value_size // 8) * 8
         self._cpus = _sys.possible_cpus()
         self._room = self._stride * self._cpus
@@ -408,15 +415,16 @@ class _PerCpu(_Typed[K, tuple[bytes, ...]]):
         return tuple(part[: self._value_size] for part in _slices(value, self._stride))
 
 
-class _OfFds(_Typed[K, HasFileno | int]):
+class _OfFds(_Typed[K, int]):
     """A value is set as an object of the kernel's, and read as the number by which the kernel knows it."""
 
     _holds: ClassVar[str]
     _batches = False  # a batch that comes upon an empty slot fails with EINTR, on many kernels
 
-    def __getitem__(self, key: K) -> int:
-        number: int = self._decode_value(_sys.map_lookup(self.fileno(), self._encode_key(key), self._room))
-        return number
+    if TYPE_CHECKING:
+
+        def __setitem__(self, key: K | Key, value: KernelObject) -> None: ...  # type: ignore[override]
+        def put(self, key: K | Key, value: KernelObject, *, mode: Mode = "any") -> None: ...  # type: ignore[override]
 
     def _encode_value(self, value: Any) -> bytes:
         return fd_of_kind(value, self._holds).to_bytes(self._value_size, _ORDER)
@@ -428,6 +436,11 @@ class _OfFds(_Typed[K, HasFileno | int]):
 class _OfSockets(_OfFds[K]):
     """A value is set as a socket and read as its cookie; what the kernel does not take is `SocketRefused`."""
 
+    if TYPE_CHECKING:
+
+        def __setitem__(self, key: K | Key, value: sockets.Socket) -> None: ...
+        def put(self, key: K | Key, value: sockets.Socket, *, mode: Mode = "any") -> None: ...
+
     def _store(self, key: bytes, value: Any, flags: int) -> None:
         fd = fd_of(value)
         try:
@@ -435,6 +448,9 @@ class _OfSockets(_OfFds[K]):
         except BpfError as error:
             self.fileno()  # it is closed: say that instead
             raise sockets.refusal(error, fd) from None
+
+    def _delete(self, key: bytes) -> None:
+        _sys.map_delete(self.fileno(), key, empty=errno.EINVAL)  # as a sockmap says of an empty slot
 
     def update(self, other: Any = (), /, **entries: Any) -> None:
         """Set many entries, one after the other: no kernel takes sockets at once.
@@ -448,25 +464,25 @@ class _OfSockets(_OfFds[K]):
             raise sockets.refusal(error, list(raw.values())[done])
 
 
-class HashMap(_Typed[Key, bytes]):
+class HashMap(_Typed[bytes, bytes]):
     """``BPF_MAP_TYPE_HASH``."""
 
     _type = MapType.HASH
 
 
-class LruHashMap(_Typed[Key, bytes]):
+class LruHashMap(_Typed[bytes, bytes]):
     """``BPF_MAP_TYPE_LRU_HASH``: what was not used for long makes room for what is new."""
 
     _type = MapType.LRU_HASH
 
 
-class PerCpuHashMap(_PerCpu[Key]):
+class PerCpuHashMap(_PerCpu[bytes]):
     """``BPF_MAP_TYPE_PERCPU_HASH``: a value is a tuple of bytes, one for each possible CPU."""
 
     _type = MapType.PERCPU_HASH
 
 
-class LruPerCpuHashMap(_PerCpu[Key]):
+class LruPerCpuHashMap(_PerCpu[bytes]):
     """``BPF_MAP_TYPE_LRU_PERCPU_HASH``: a value is a tuple of bytes, one for each possible CPU."""
 
     _type = MapType.LRU_PERCPU_HASH
@@ -485,6 +501,12 @@ class LpmTrie(_Typed[bytes, bytes]):
     """
 
     _type = MapType.LPM_TRIE
+
+    def _encode_key(self, key: Any) -> bytes:
+        raw = super()._encode_key(key)
+        if (bits := int.from_bytes(raw[:4], _ORDER)) > (most := 8 * (len(raw) - 4)):
+            raise ValueError(f"a prefix of this trie has up to {most} bits, not {bits}")
+        return raw
 
 
 class ArrayMap(_Full[bytes]):
@@ -509,34 +531,34 @@ class ArrayMap(_Full[bytes]):
         return view.toreadonly() if readonly else view
 
 
-class PerCpuArrayMap(_PerCpu[Key], _Full[tuple[bytes, ...]]):
+class PerCpuArrayMap(_PerCpu[int], _Full[tuple[bytes, ...]]):
     """``BPF_MAP_TYPE_PERCPU_ARRAY``: keys are indices; a value is a tuple of bytes, one for each possible CPU."""
 
     _type = MapType.PERCPU_ARRAY
 
 
-class ArrayOfMaps(_OfFds[Key], _Indexed[Key, HasFileno | int]):
+class ArrayOfMaps(_OfFds[int], _Indexed[int, int]):
     """``BPF_MAP_TYPE_ARRAY_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
 
     _type = MapType.ARRAY_OF_MAPS
     _holds = "map"
 
 
-class HashOfMaps(_OfFds[Key]):
+class HashOfMaps(_OfFds[bytes]):
     """``BPF_MAP_TYPE_HASH_OF_MAPS``: set a `Map`, read its id (`Map.from_id`)."""
 
     _type = MapType.HASH_OF_MAPS
     _holds = "map"
 
 
-class ProgArray(_OfFds[Key], _Indexed[Key, HasFileno | int]):
+class ProgArray(_OfFds[int], _Indexed[int, int]):
     """``BPF_MAP_TYPE_PROG_ARRAY``, for tail calls: set a `Program`, read its id (`Program.from_id`)."""
 
     _type = MapType.PROG_ARRAY
     _holds = "prog"
 
 
-class _SockArray(_OfSockets[Key], _Indexed[Key, HasFileno | int]):
+class _SockArray(_OfSockets[int], _Indexed[int, int]):
     """Sockets by index."""
 
     @classmethod
@@ -559,7 +581,7 @@ class SockMap(_SockArray):
     _type = MapType.SOCKMAP
 
 
-class SockHash(_OfSockets[Key]):
+class SockHash(_OfSockets[bytes]):
     """``BPF_MAP_TYPE_SOCKHASH``: sockets by keys of any size; otherwise as `SockMap`."""
 
     _type = MapType.SOCKHASH

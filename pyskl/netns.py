@@ -24,14 +24,13 @@ NetNSLike: TypeAlias = "NetNS | str | os.PathLike[str] | HasFileno | int | None"
 class NetNS(FdOwner):
     """A network namespace, which lives at least as long as this object is open."""
 
-    def __init__(self, fd: int) -> None:
-        if not _sys.is_netns(fd):
-            raise ValueError(f"{os.readlink(f'/proc/self/fd/{fd}')} is not a network namespace")
-        super().__init__(fd)
+    def _learn(self) -> None:
+        if not _sys.is_netns(self._fd):
+            raise ValueError(f"{os.readlink(f'/proc/self/fd/{self._fd}')} is not a network namespace")
 
     @classmethod
     def _open(cls, path: str | os.PathLike[str]) -> NetNS:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return cls.own(_sys.dup(fd))
         finally:
@@ -122,7 +121,11 @@ class NetNS(FdOwner):
                 _sys.setns(fd)
                 yield self
             finally:
-                _sys.setns(before.fileno())
+                home = before.fileno()
+                try:
+                    _sys.setns(home)
+                finally:  # a handler may have raised just before
+                    _sys.setns(home)
 
     def __repr__(self) -> str:
         return "<NetNS closed>" if self.closed else f"<NetNS net:[{self.inode}]>"

@@ -45,6 +45,8 @@ class BpfObject:
     ) -> BpfObject:
         """Load an ELF object: what clang makes of a BPF program, with BTF (``clang -g -target bpf``).
 
+        A map with ``LIBBPF_PIN_BY_NAME`` is not pinned by this: `Map.pin`, and `reuse`, say where it lives.
+
         Args:
             source: the path of the object, or its bytes.
             programs: the names of those to load; all of them where None.
@@ -63,7 +65,7 @@ class BpfObject:
             BpfError: it is not an object (ENOEXEC), or libbpf or the kernel refused it.
         """
         with loader.open_object(source) as opened:
-            chosen = None if programs is None else tuple(programs)
+            chosen = programs if programs is None or isinstance(programs, str) else tuple(programs)
             return cls(*adopt(*loader.load(opened, chosen, constants, max_entries, reuse, log_level)))
 
     @property

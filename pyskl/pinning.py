@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from pyskl import _sys
 from pyskl._fd import FdOwner, HasFileno, fd_of
+from pyskl.errors import BpfError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,8 +31,11 @@ def kind_of(fd: int) -> str:
     The name of the file in /proc differs between kernels and between a new link and a pinned one; the keys that each
     kind prints about itself do not (proc_pid_fdinfo(5)).
     """
-    with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as description:
-        keys = {line.partition(b":")[0] for line in description}
+    try:
+        with open(f"/proc/thread-self/fdinfo/{fd}", "rb") as description:
+            keys = {line.partition(b":")[0] for line in description}
+    except FileNotFoundError:
+        raise BpfError(errno.ENOENT, "no /proc", call="open", hint="mount -t proc proc /proc") from None
     for kind in ("link", "map", "prog", "btf"):  # a link tells its program too
         if f"{kind}_id".encode() in keys:
             return kind
@@ -55,9 +61,8 @@ class KernelObject(FdOwner):
 
     _kind: ClassVar[str]  # as bpf(2) abbreviates it in its commands
 
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
-        self._pins: set[str] = set()
+    def _learn(self) -> None:
+        self._pins: dict[str, int] = {}  # paths, and the inodes there, by which another's pin is told from ours
 
     @classmethod
     def _checked(cls, fd: int, origin: str) -> Self:
@@ -94,7 +99,7 @@ class KernelObject(FdOwner):
         """
         name = _text(path)
         opened = cls._checked(_sys.obj_get(name), f"what is pinned at {name!r}")
-        opened._pins.add(os.path.abspath(name))
+        opened._remember(name)
         return opened
 
     @classmethod
@@ -122,10 +127,16 @@ class KernelObject(FdOwner):
         if "." in os.path.basename(name):
             raise ValueError(f"bpffs takes no dot in a name: {name!r}")
         _sys.obj_pin(fd, name)
-        self._pins.add(os.path.abspath(name))
+        self._remember(name)
+
+    def _remember(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # removed already
+            self._pins[os.path.abspath(name)] = os.stat(name).st_ino
 
     def unpin(self) -> None:
         """Remove the pins that were made through this object, or that it was opened from.
+
+        One that is gone, or replaced by another object's, is left as it is.
 
         Raises:
             ValueError: there are none.
@@ -134,6 +145,8 @@ class KernelObject(FdOwner):
         self.fileno()
         if not self._pins:
             raise ValueError(f"{self!r} was neither pinned nor opened from a pin")
-        for path in tuple(self._pins):
-            os.unlink(path)
-            self._pins.remove(path)
+        for path, inode in tuple(self._pins.items()):
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+            self._pins.pop(path, None)

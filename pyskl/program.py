@@ -81,11 +81,8 @@ class Program(KernelObject):
     """A program in the kernel: kept as long as an fd, a pin or a link refers to it."""
 
     _kind = "prog"
-
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
-        self._maps: Held[Map[Any, Any]] | None = None
-        self._type: ProgramType | None = None  # once it was asked for
+    _maps: Held[Map[Any, Any]] | None = None  # once they were asked for, or loaded with it
+    _type: ProgramType | None = None  # once it was asked for
 
     @classmethod
     def load(
@@ -116,10 +113,8 @@ class Program(KernelObject):
             names = list(opened.programs)
             if name is None and len(names) != 1:
                 raise ValueError(f"the object's programs are {', '.join(names) or 'none'}: name one")
-            programs, maps = loader.load(
-                opened, names if name is None else (name,), constants, max_entries, reuse, log_level
-            )
-        loaded, made = adopt(programs, maps)
+            chosen = names if name is None else (name,)
+            loaded, made = adopt(*loader.load(opened, chosen, constants, max_entries, reuse, log_level))
         (program,) = loaded.values()
         for each in made.keys() - program.maps.keys():
             made[each].close()
@@ -152,9 +147,9 @@ class Program(KernelObject):
         Those of a program that was loaded by this object have the names that they have in its source; of any other the
         kernel's, which are cut to 15 bytes, and opening them needs CAP_SYS_ADMIN.
         """
-        ids = self.info.map_ids
+        fd = self.fileno()
         if self._maps is None:
-            self._maps = _open_maps(ids or ())
+            self._maps = _open_maps(_sys.prog_info(fd)[1])
         return self._maps
 
     def close(self) -> None:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pyskl import _sys
 from pyskl._fd import HasFileno, fd_of
@@ -17,7 +16,7 @@ Socket: TypeAlias = HasFileno | int
 
 _REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EBADF, errno.EINVAL, errno.EBUSY, errno.EPROTONOSUPPORT})
 _IPPROTO_MPTCP = 262
-_FAMILIES = {socket.AF_UNIX: "a unix socket", socket.AF_VSOCK: "a vsock socket", socket.AF_PACKET: "a packet socket"}
+_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _PROTOCOLS = {
     _IPPROTO_MPTCP: "an MPTCP socket; make it with IPPROTO_TCP",
     socket.IPPROTO_SCTP: "an SCTP socket",
@@ -56,22 +55,21 @@ def _what_is_wrong(fd: int, refusal: int) -> str:
         return f"fd {fd} is not a socket"
     if refusal == errno.EBUSY:
         return "it is in a map of the other kind (a sockmap, or a REUSEPORT_SOCKARRAY), or another thread moves it now"
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        return _state(sock)
+    return _what_keeps_it_out(_sys.socket_state(fd))
 
 
-def _state(sock: socket.socket) -> str:
-    """Say what kind and state of a socket keeps it out."""
-    if sock.family in _FAMILIES:
-        return f"it is {_FAMILIES[sock.family]}, which no look-up selects"
-    if sock.proto in _PROTOCOLS:
-        return f"it is {_PROTOCOLS[sock.proto]}"
-    if sock.type == socket.SOCK_RAW:
+def _what_keeps_it_out(state: Any) -> str:
+    """Say what kind or state of a socket that is."""
+    if state.domain not in _FAMILIES:
+        return f"it is of address family {state.domain}, and no look-up selects any but IPv4 and IPv6"
+    if state.protocol in _PROTOCOLS:
+        return f"it is {_PROTOCOLS[state.protocol]}"
+    if state.type == socket.SOCK_RAW:
         return "it is a raw socket, which no look-up selects"
-    if not sock.getsockname()[1]:
+    if not state.port:
         return "it is not bound: call bind() first"
-    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if state.type == socket.SOCK_STREAM and not state.listens:
         return "it is a TCP socket that does not listen: call listen() first"
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+    if not state.reuseport:
         return "it has no SO_REUSEPORT, which this map needs: set it before bind()"
     return "it is in a state that this map does not take"

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import privileges
+import pytest
 import support
 
 import pyskl
@@ -128,3 +132,103 @@ def test_a_type_that_points_at_itself(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-I", "-c", DAMAGED, path], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout in {"BpfError\n", "TypeError\n"}
+
+
+def test_a_map_is_pinned_by_pin_alone(bpffs: Path) -> None:
+    """LIBBPF_PIN_BY_NAME in an object would leave a pin that nobody knows of."""
+    with pyskl.BpfObject.load(support.bpf_object("obj_pinned")) as obj, obj.maps["pyskl_pinned"] as pinned:
+        assert not (support.BPFFS / "pyskl_pinned").exists()
+        pinned.pin(bpffs / "map")
+        pinned.unpin()
+        assert not list(bpffs.iterdir())
+
+
+def test_unpin_leaves_the_pin_of_another(bpffs: Path) -> None:
+    path = bpffs / "map"
+    with pyskl.ArrayMap.create() as one, pyskl.ArrayMap.create() as other:
+        one.pin(path)
+        path.unlink()
+        other.pin(path)
+        one.unpin()
+        with pyskl.Map.from_pin(path) as there:
+            assert there.info.id == other.info.id
+
+
+def test_a_refused_socket_is_left_as_it_was() -> None:
+    """Asking what is wrong with it must not change it; a Python socket made of its fd would, by its time-out."""
+    with socket.socket() as sock, pyskl.SockMap.create(1) as sockets:
+        socket.setdefaulttimeout(5)
+        try:
+            with pytest.raises(pyskl.SocketRefused):
+                sockets[0] = sock.fileno()
+        finally:
+            socket.setdefaulttimeout(None)
+        assert os.get_blocking(sock.fileno())
+
+
+@pytest.mark.parametrize("kind", ["SOCKMAP", "SOCKHASH", "DEVMAP", "XSKMAP"])
+def test_cap_bpf_alone_makes_no_map_of_the_network(kind: str) -> None:
+    def make() -> None:
+        pyskl.Map.create(pyskl.MapType[kind], 4, 4, 4)
+
+    with pytest.raises(pyskl.PermissionDenied) as caught:
+        privileges.run(make, keep=["CAP_BPF"])
+    assert caught.value.missing == ("CAP_NET_ADMIN",)
+
+
+def test_many_entries_at_once_are_refused_with_the_hint_of_one() -> None:
+    with pyskl.HashMap.create(4, 4, 1) as full:
+        with pytest.raises(pyskl.BpfError) as one:
+            full.update({0: bytes(4), 1: bytes(4)})
+        with pytest.raises(pyskl.BpfError) as other:
+            full[2] = bytes(4)
+        assert one.value.hint == other.value.hint is not None
+
+
+@pytest.mark.parametrize("number", [1 << 31, -2, 1 << 70])
+def test_a_number_that_no_fd_has(number: int) -> None:
+    with pyskl.SockMap.create(1) as sockets:
+        for do in (
+            lambda: sockets.put(0, number),
+            lambda: sockets.update({0: number}),
+            lambda: pyskl.Map.from_fd(number),
+        ):
+            with pytest.raises(ValueError, match="file descriptor"):
+                do()
+
+
+def test_a_prefix_longer_than_the_trie() -> None:
+    with pyskl.LpmTrie.create(8, 4, 4) as trie:
+        for do in (lambda key: trie.put(key, bytes(4)), trie.pop, trie.__getitem__):
+            with pytest.raises(ValueError, match="32 bits"):
+                do((33).to_bytes(4, sys.byteorder) + bytes(4))
+
+
+def test_a_queue_has_one_key_which_is_empty() -> None:
+    with pyskl.Map.create(pyskl.MapType.QUEUE, 0, 4, 2) as queue:
+        queue[b""] = b"one."
+        queue[b""] = b"two."
+        assert queue[b""] == b"one."
+        with pytest.raises(pyskl.BpfError, match="full"):
+            queue[b""] = b"more"
+
+
+def test_an_address_as_getsockname_gives_it() -> None:
+    with pyskl.Program.load(pyskl.REDIRECT) as program:
+        run = program.test_run("tcp", (support.V6, 80, 0, 0), (support.V6_B, 1, 0, 0))
+    assert run.verdict == pyskl.Verdict.PASS
+
+
+def test_a_number_that_no_name_has_is_one_object() -> None:
+    assert pyskl.MapType(12345) is pyskl.MapType(12345)
+    assert pyskl.MapType(12345).name == "UNKNOWN_12345"
+
+
+def test_what_fails_while_it_is_made_is_closed_once(tmp_path: Path) -> None:
+    """Without /sys the number of CPUs can't be told; the fd of the new map must not be closed twice."""
+    code = "import pyskl\ntry: pyskl.PerCpuArrayMap.create(4, 8, 1)\nexcept pyskl.BpfError as error: print(error.call)"
+    command = f'mount -t tmpfs none /sys && exec "{sys.executable}" -I -W error -c "$1"'
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command, "sh", code], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.stdout, ran.stderr) == ("libbpf_num_possible_cpus\n", "")
