@@ -54,7 +54,10 @@ def _what_is_wrong(fd: int, refusal: int) -> str:
     if refusal == errno.ENOTSOCK:
         return f"fd {fd} is not a socket"
     if refusal == errno.EBUSY:
-        return "it is in a map of the other kind (a sockmap, or a REUSEPORT_SOCKARRAY), or another thread moves it now"
+        return (
+            "it is in a map of the other kind (a sockmap, or a REUSEPORT_SOCKARRAY); "
+            "or it is being moved, or received from, at this moment: try again"
+        )
     return _what_keeps_it_out(_sys.socket_state(fd))
 
 

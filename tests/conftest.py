@@ -65,6 +65,7 @@ def _turn() -> int:
 def _held() -> dict[str, set[object]]:
     return {
         "file descriptors": support.fds(),
+        "BPF objects": support.bpf_ids(),
         "network namespaces": support.namespaces(),
         "child processes": support.children(),
         "pins": support.pins(),
@@ -86,19 +87,19 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     fcntl.flock(_turn(), fcntl.LOCK_EX)
     try:
-        before, objects = _held(), support.bpf_ids()
+        before = _held()
         yield
         if request.node.stash.get(_failed, False):
             return  # its traceback holds what it held
         gc.collect()
-        left = {kind: now - before[kind] for kind, now in _held().items() if now - before[kind]}
-        assert not left, f"left behind: {left}"
 
-        def more() -> set[tuple[str, int]]:
-            found = support.bpf_ids() - objects
-            return found and found - _strangers()
+        def left() -> dict[str, set[object]]:
+            now = {kind: held - before[kind] for kind, held in _held().items()}
+            if now["BPF objects"]:
+                now["BPF objects"] -= _strangers()
+            return {kind: more for kind, more in now.items() if more}
 
-        assert support.eventually(lambda: not more()), f"left behind: {more()}"
+        assert support.eventually(lambda: not left()), f"left behind: {left()}"
     finally:
         fcntl.flock(_turn(), fcntl.LOCK_UN)
 

@@ -378,12 +378,11 @@ def children() -> set[int]:
     found = set()
     for task in os.listdir("/proc/self/task"):
         for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "Z":
-                with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(FileNotFoundError, ChildProcessError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                     os.waitpid(pid, os.WNOHANG)
-            else:
-                found.add(pid)
+                else:
+                    found.add(pid)
     return found
 
 
