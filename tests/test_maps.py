@@ -581,9 +581,8 @@ def test_a_trie_finds_the_longest_prefix() -> None:
         assert m[prefix(32, 10, 1, 2, 3)] == b"n"
         with pytest.raises(pyskl.NoSuchKey):
             del m[prefix(32, 10, 1, 2, 3)]
-        with pytest.raises(pyskl.BpfError) as caught:
+        with pytest.raises(ValueError, match="32 bits"):
             m[prefix(33)] = b"x"
-        assert caught.value.errno == errno.EINVAL
 
 
 # -- sockets ---------------------------------------------------------------------------------------
