@@ -14,6 +14,8 @@ from support import bpf_object
 import pyskl
 from pyskl import BpfObject, HashMap, SockMap
 
+pytestmark = pytest.mark.slow
+
 LINKS, UPDATES = 10_000, 1_000_000
 SLACK = 1 << 18  # bytes: less than 30 for each life of a link
 
