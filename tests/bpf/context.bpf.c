@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
 /* An image of struct bpf_sk_lookup, from `family` to `local_port`, read in words, halves and bytes. */
-#include <stddef.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#define FROM offsetof(struct bpf_sk_lookup, family)
-#define SIZE (offsetof(struct bpf_sk_lookup, local_port) + sizeof(__u32) - FROM)
+/* Not offsetof: bpf_helpers.h has one of its own, which is no constant expression. */
+#define FROM __builtin_offsetof(struct bpf_sk_lookup, family)
+#define SIZE (__builtin_offsetof(struct bpf_sk_lookup, local_port) + sizeof(__u32) - FROM)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
