@@ -7,12 +7,11 @@ import contextlib
 import os
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
 
@@ -37,7 +36,42 @@ def fd_of(thing: HasFileno | int) -> int:
         return thing
 
 
-class FdOwner:
+class Closable(ABC):
+    """What is closed by hand or by ``with``; when it is forgotten, with a ResourceWarning, as a file is."""
+
+    _held = False  # by a holder that will close it, so that nobody is to blame when it goes
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it; once more does nothing."""
+
+    def __enter__(self) -> Self:
+        if self.closed:
+            raise ValueError(f"operation on a closed {type(self).__name__}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self.closed:
+            return
+        try:
+            if not self._held:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:  # the warning may be made an error
+            self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} owns file descriptors: it can be neither pickled nor copied")
+
+
+class FdOwner(Closable):
     """An object that owns one file descriptor, which is close-on-exec.
 
     `close()` may be called twice, from any thread; after it every operation raises ValueError. One that is forgotten is
@@ -45,7 +79,6 @@ class FdOwner:
     """
 
     _fd = -1  # of the class: what is left when close() has taken the instance's own away
-    _held = False  # by a holder that will close it, so that nobody is to blame when it goes
 
     def __init__(self, fd: int) -> None:
         self._fd = fd  # ours from the first moment: what fails from here on closes it, and nobody else
@@ -95,32 +128,8 @@ class FdOwner:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self.closed:
-            return
-        try:
-            if not self._held:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:  # the warning may be made an error
-            self.close()
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else f'fd={self._fd}'}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} owns a file descriptor: it can be neither pickled nor copied")
 
 
 Owner_co = TypeVar("Owner_co", bound=FdOwner, covariant=True)

@@ -27,7 +27,6 @@ from pyskl.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -230,12 +229,7 @@ class _Messages:
         lib.pyskl_capture_begin()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         size = ffi.new("size_t *")
         text = lib.pyskl_capture_end(size)
         records = ffi.buffer(text, size[0])[:].split(b"\0")[:-1] if text else []
@@ -644,12 +638,7 @@ class OpenObject:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with _Messages():
             lib.bpf_object__close(self._object)
 

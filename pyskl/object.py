@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pyskl import loader
-from pyskl._fd import Held
+from pyskl._fd import Closable, Held
 from pyskl.program import Program, adopt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from pyskl.maps import Map
 
 
-class BpfObject:
+class BpfObject(Closable):
     """The programs and maps of an ELF object, loaded together.
 
     `close()` closes all that nobody holds; a `Program` or `Map` that was taken out lives until its own `close()`.
@@ -88,30 +84,6 @@ class BpfObject:
         self._closed = True
         self._programs.release()
         self._maps.release()
-
-    def __enter__(self) -> Self:
-        if self._closed:
-            raise ValueError("operation on a closed BpfObject")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._closed:
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:  # the warning may be made an error
-            self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a BpfObject owns file descriptors: it can be neither pickled nor copied")
 
     def __repr__(self) -> str:
         return f"<BpfObject {'closed' if self._closed else ', '.join(self._programs)}>"
