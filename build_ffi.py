@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path(__file__).resolve().parent
 MULTIARCH = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu")
-CLANG = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", f"-I{MULTIARCH}", f"-ffile-prefix-map={HERE}=."]
+CLANG = ["-O2", "-g", "-Wall", "-Werror", f"-I{MULTIARCH}", f"-ffile-prefix-map={HERE}=."]
 
 # "..." leaves the layout of a struct to the compiler, which has the kernel's headers.
 CDEF = """
@@ -85,6 +85,8 @@ struct bpf_map_info {
 struct pyskl_link_info { uint32_t type; uint32_t id; uint32_t prog_id; uint32_t netns_ino; uint32_t attach_type; };
 int pyskl_link_info(int link, struct pyskl_link_info *info);
 
+int libbpf_probe_bpf_map_type(int type, const void *opts);
+int libbpf_probe_bpf_prog_type(int type, const void *opts);
 int libbpf_probe_bpf_helper(int program_type, int helper, const void *opts);
 
 /* An ELF object. */
@@ -161,6 +163,20 @@ def check_needs() -> None:
         need(header, tried.returncode == 0)
 
 
+def byte_order() -> str:
+    """Tell the byte order that the C compiler builds for, "little" or "big": a cross build's is not this machine's."""
+    compiler = [
+        *os.environ.get("CC", "cc").split(),
+        *os.environ.get("CFLAGS", "").split(),
+        "-dM",
+        "-E",
+        "-xc",
+        os.devnull,
+    ]
+    macros = subprocess.run(compiler, capture_output=True, text=True, check=True).stdout
+    return "big" if "__BYTE_ORDER__ __ORDER_BIG_ENDIAN__" in macros else "little"
+
+
 class build_ext(_build_ext):
     def get_source_files(self) -> list[str]:
         """Name what setuptools can't guess, so that the sdist is complete."""
@@ -178,9 +194,10 @@ class build_ext(_build_ext):
     def run(self) -> None:
         check_needs()
         super().run()
+        target = f"bpfe{byte_order()[0]}"
         for source, built in self.bpf_objects():
             built.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["clang", *CLANG, "-c", source, "-o", built], check=True)
+            subprocess.run(["clang", *CLANG, "-target", target, "-c", source, "-o", built], check=True)
             subprocess.run(["llvm-strip", "-g", built], check=True)
 
     def build_extension(self, extension) -> None:

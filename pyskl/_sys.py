@@ -48,6 +48,9 @@ _LIBBPF_UNREADABLE: Final = frozenset({4000, _LIBBPF_FORMAT, 4003})  # LIBELF, F
 
 MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
 
+_NO_BPF: Final = "this kernel was built without CONFIG_BPF_SYSCALL, or a seccomp filter keeps bpf(2) away"
+_NO_BTF: Final = "the object refers to the kernel's own types, and this kernel was built without CONFIG_DEBUG_INFO_BTF"
+
 _NOT_BY_CAPABILITY: Final = "a security module forbids it, or RLIMIT_MEMLOCK is too low (before Linux 5.11)"
 
 _HINTS: Final = {
@@ -123,6 +126,33 @@ _UNSUPPORTED: Final = {
     "BPF_PROG_TEST_RUN": ("a test run of a sk_lookup program", "5.13"),
 }
 
+# What a kernel says EINVAL to that does not know the command, or what it is about; nothing else here makes it say so.
+_UNKNOWN: Final = {
+    "BPF_PROG_QUERY": ("programs of type SK_LOOKUP", "5.9"),
+    "BPF_LINK_GET_FD_BY_ID": ("ids of links", "5.8"),
+    "BPF_LINK_GET_NEXT_ID": ("ids of links", "5.8"),
+}
+
+# Since when Linux has the types that came later than maps and programs did, or that some kernels are built without.
+# Two tables, since members of two enumerations are equal where their numbers are.
+PROGRAMS_SINCE: Final = {
+    ProgramType.SK_REUSEPORT: "4.19",
+    ProgramType.SK_LOOKUP: "5.9",
+    ProgramType.SYSCALL: "5.14",
+    ProgramType.NETFILTER: "6.4",
+}
+MAPS_SINCE: Final = {
+    MapType.SOCKMAP: "4.14",
+    MapType.SOCKHASH: "4.18",
+    MapType.REUSEPORT_SOCKARRAY: "4.19",
+    MapType.RINGBUF: "5.8",
+    MapType.INODE_STORAGE: "5.10",
+    MapType.TASK_STORAGE: "5.11",
+    MapType.BLOOM_FILTER: "5.16",
+    MapType.USER_RINGBUF: "6.1",
+    MapType.CGRP_STORAGE: "6.2",
+}
+
 # What needs more than CAP_BPF: map_create(), is_net_admin_prog_type(), is_perfmon_prog_type() in kernel/bpf/syscall.c.
 _NET_ADMIN_MAPS: Final = frozenset(
     {MapType.SOCKMAP, MapType.SOCKHASH, MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.XSKMAP}
@@ -173,6 +203,40 @@ lib.pyskl_init()
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+def _not_supported(
+    call: str,
+    number: int,
+    feature: str,
+    since: str | None,
+    *,
+    hint: str | None = None,
+    words: str | None = None,
+    filename: str | None = None,
+) -> NotSupported:
+    """Make the error of what the kernel does not know."""
+    if hint is None:
+        older = f"it is older than Linux {since}, or" if since else "it is"
+        hint = f"this kernel has no {feature}: {older} built without them"
+    refused = NotSupported(number, words or os.strerror(number), call=call, hint=hint, filename=filename)
+    refused.feature, refused.since = feature, since
+    return refused
+
+
+def _unknown_type(call: str, kind: MapType | ProgramType) -> NotSupported | None:
+    """Make the error of a type that the kernel does not know, or give None where it knows it.
+
+    It says EINVAL to one, as to much else, so libbpf is asked to try it: for who may, since it tells no cause.
+    """
+    if capabilities.missing(map_needs(kind) if isinstance(kind, MapType) else program_needs(kind)):
+        return None
+    with _Messages():  # each probe gives less than 0 where libbpf does not know the type itself
+        if isinstance(kind, MapType):
+            what, since, known = "maps", MAPS_SINCE.get(kind), lib.libbpf_probe_bpf_map_type(kind, ffi.NULL)
+        else:
+            what, since, known = "programs", PROGRAMS_SINCE.get(kind), lib.libbpf_probe_bpf_prog_type(kind, ffi.NULL)
+    return None if known else _not_supported(call, errno.EINVAL, f"{what} of type {kind.name}", since)
+
+
 def _error(
     call: str,
     number: int,
@@ -189,6 +253,10 @@ def _error(
         refused = NotSupported(errno.EOPNOTSUPP, "not supported by the kernel", call=call, filename=filename)
         refused.feature, refused.since = _UNSUPPORTED.get(call, (call, None))
         return refused
+    if number == errno.ENOSYS and call.startswith(("BPF_", "bpf_object__load")):
+        return _not_supported(call, number, "bpf(2)", "3.18", hint=_NO_BPF, filename=filename)
+    if number == errno.EINVAL and call in _UNKNOWN:
+        return _not_supported(call, number, *_UNKNOWN[call])
     if number == errno.EPERM and (missing := capabilities.missing(needs or _NEEDS.get(call, ()))):
         lacking = f"the process lacks {' and '.join(missing)}"
         if call.startswith("BPF_") and capabilities.in_user_namespace():
@@ -279,6 +347,8 @@ def map_create(
         options.inner_map_fd = inner
     with _Messages():
         fd = lib.bpf_map_create(kind, name, key_size, value_size, max_entries, options)
+    if fd == -errno.EINVAL and (unknown := _unknown_type("BPF_MAP_CREATE", MapType(kind))):
+        raise unknown
     return _check("BPF_MAP_CREATE", fd, needs=map_needs(kind))
 
 
@@ -408,6 +478,8 @@ def prog_load(kind: int, attach_type: int, instructions: bytes) -> int:
     options.sz = ffi.sizeof(options[0])
     with _Messages():
         fd = lib.bpf_prog_load(kind, ffi.NULL, b"Dual BSD/GPL", instructions, len(instructions) // 8, options)
+    if fd == -errno.EINVAL and (unknown := _unknown_type("BPF_PROG_LOAD", ProgramType(kind))):
+        raise unknown
     return _check("BPF_PROG_LOAD", fd, needs=("CAP_BPF",))
 
 
@@ -507,6 +579,12 @@ def _pin_error(call: str, number: int, path: str) -> BpfError:
 def is_bpffs(path: str) -> bool:
     """Whether a path is on a BPF file system: statfs(2)."""
     return bool(lib.pyskl_filesystem(os.fsencode(path)) == lib.BPF_FS_MAGIC)
+
+
+def has_bpffs() -> bool:
+    """Whether the kernel has the BPF file system, mounted or not: filesystems(5)."""
+    with open("/proc/filesystems", "rb") as known:
+        return any(line.split()[-1] == b"bpf" for line in known)
 
 
 def fd_by_id(kind: str, number: int) -> int:
@@ -702,7 +780,7 @@ class OpenObject:
         with _Messages() as messages:
             result = lib.bpf_object__load(self._object)
         if result < 0:
-            raise _load_error(-result, messages, needs)
+            raise self._unknown(-result, messages) or _load_error(-result, messages, needs)
         programs: dict[str, int] = {}
         maps: dict[str, int] = {}
         try:
@@ -716,6 +794,18 @@ class OpenObject:
                 os.close(fd)
             raise
         return programs, maps
+
+    def _unknown(self, number: int, messages: _Messages) -> NotSupported | None:
+        """Make the error of a load that failed for a type which the kernel does not know."""
+        if number != errno.EINVAL or messages.find(_LOG_BEGINS):
+            return None
+        for name, program in self._programs.items():
+            if messages.find(f"prog '{name}': BPF program load failed"):
+                return _unknown_type("BPF_PROG_LOAD", ProgramType(lib.bpf_program__type(program)))
+        for name, entry in self._maps.items():
+            if messages.find(f"map '{name}': failed to create"):
+                return _unknown_type("BPF_MAP_CREATE", MapType(lib.bpf_map__type(entry)))
+        return None
 
 
 def section_name(name: str) -> str:
@@ -733,6 +823,8 @@ def _load_error(number: int, messages: _Messages, needs: tuple[str, ...]) -> Bpf
     of_map = messages.find("failed to create")
     words = of_program or of_map or next(iter(messages.warnings), None)
     call = "BPF_PROG_LOAD" if of_program else "BPF_MAP_CREATE" if of_map else "bpf_object__load"
+    if words and "failed to find valid kernel BTF" in words:
+        return _not_supported(call, number, "BTF of its own", "5.4", hint=_NO_BTF, words=words)
     error = _error(call, number, needs=needs, words=words)
     log = messages.find(_LOG_BEGINS)
     if log is None or isinstance(error, PermissionDenied):

@@ -102,7 +102,11 @@ def _try_capability(name: str) -> str | None:
 
 
 def _try_bpffs() -> str | None:
-    return None if _sys.is_bpffs(BPFFS) else f"no BPF file system is at {BPFFS} ({_sys.MOUNT_BPFFS})"
+    if _sys.is_bpffs(BPFFS):
+        return None
+    if not _sys.has_bpffs():
+        return "this kernel has no BPF file system: it was built without CONFIG_BPF_SYSCALL"
+    return f"no BPF file system is at {BPFFS} ({_sys.MOUNT_BPFFS})"
 
 
 def _try_btf() -> str | None:
@@ -116,11 +120,11 @@ def _close(fd: int | None) -> None:
 
 # Each attempt gives an fd to close, or why it can't be done, or None; or it raises what the kernel said.
 _ATTEMPTS: Mapping[str, tuple[str, Callable[[], int | str | None]]] = {
-    "sk_lookup": ("5.9", _program),
+    "sk_lookup": (_sys.PROGRAMS_SINCE[ProgramType.SK_LOOKUP], _program),
     "sk_lookup_ingress_ifindex": ("5.17", lambda: _program(_LOAD_IFINDEX)),
-    "netns_link": ("5.9", _try_link),
-    "sockmap": ("4.14", lambda: _map(MapType.SOCKMAP)),
-    "sockhash": ("4.18", lambda: _map(MapType.SOCKHASH)),
+    "netns_link": (_sys.PROGRAMS_SINCE[ProgramType.SK_LOOKUP], _try_link),
+    "sockmap": (_sys.MAPS_SINCE[MapType.SOCKMAP], lambda: _map(MapType.SOCKMAP)),
+    "sockhash": (_sys.MAPS_SINCE[MapType.SOCKHASH], lambda: _map(MapType.SOCKHASH)),
     "map_in_map": ("4.12", lambda: _try_nested(lambda inner: _map(MapType.ARRAY_OF_MAPS, inner=inner))),
     "map_batch": ("5.6", lambda: _try_batch(MapType.HASH)),
     "lpm_trie_batch": ("6.1", lambda: _try_batch(MapType.LPM_TRIE, 8, _sys.BPF_F_NO_PREALLOC)),
@@ -129,8 +133,11 @@ _ATTEMPTS: Mapping[str, tuple[str, Callable[[], int | str | None]]] = {
         lambda: _try_nested(lambda inner: _try_batch(MapType.ARRAY_OF_MAPS, inner=inner)),
     ),
     "mmapable": ("5.5", lambda: _map(MapType.ARRAY, flags=_sys.BPF_F_MMAPABLE)),
-    "ringbuf": ("5.8", lambda: _map(MapType.RINGBUF, 0, os.sysconf("SC_PAGE_SIZE"))),
-    "user_ringbuf": ("6.1", lambda: _map(MapType.USER_RINGBUF, 0, os.sysconf("SC_PAGE_SIZE"))),
+    "ringbuf": (_sys.MAPS_SINCE[MapType.RINGBUF], lambda: _map(MapType.RINGBUF, 0, os.sysconf("SC_PAGE_SIZE"))),
+    "user_ringbuf": (
+        _sys.MAPS_SINCE[MapType.USER_RINGBUF],
+        lambda: _map(MapType.USER_RINGBUF, 0, os.sysconf("SC_PAGE_SIZE")),
+    ),
     "bpf_loop": ("5.17", _try_loop),
     "object_ids": ("5.8", lambda: next((None for _ in _sys.link_ids()), None)),
     "perfmon": ("5.8", lambda: _try_capability("CAP_PERFMON")),

@@ -326,8 +326,8 @@ def eventually(condition: Callable[[], object], timeout: float = TIMEOUT) -> boo
 # -- what the kernel holds -------------------------------------------------------------------------
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}[platform.machine()]
+_SYS_BPF = {"x86_64": 321, "aarch64": 280, "s390x": 351}[platform.machine()]
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283, "s390x": 356}[platform.machine()]
 _NEXT_ID = {"prog": 11, "map": 12, "link": 31}
 
 
@@ -343,7 +343,7 @@ def sys_bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> in
 
 
 def bpf_ids() -> set[tuple[str, int]]:
-    """("prog", 12), … of every BPF object of the machine; nothing without CAP_SYS_ADMIN."""
+    """("prog", 12), … of every BPF object of the machine; nothing without CAP_SYS_ADMIN, or without bpf(2)."""
     found = set()
     for kind, command in _NEXT_ID.items():
         number = 0
@@ -352,7 +352,7 @@ def bpf_ids() -> set[tuple[str, int]]:
             try:
                 sys_bpf(command, attributes)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EPERM):
+                if error.errno in (errno.ENOENT, errno.EPERM, errno.ENOSYS):
                     break
                 raise
             number = struct.unpack_from("=I", attributes, 4)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -139,5 +140,5 @@ def test_objects_use_what_there_is() -> None:
 
 def test_tries_are_there_whether_batched_or_not() -> None:
     with LpmTrie.create(key_size=8, max_entries=4) as m:
-        m.update({bytes([8, 0, 0, 0, n, 0, 0, 0]): b"abcd" for n in range(4)})
+        m.update({(8).to_bytes(4, sys.byteorder) + bytes([n, 0, 0, 0]): b"abcd" for n in range(4)})
         assert len(dict(m.items())) == 4

@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import struct
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -316,8 +317,12 @@ def _ip4(host: str = V4) -> bytes:
     return socket.inet_aton(host)
 
 
-def context_image(protocol: str, destination: tuple[str, int], source: tuple[str, int]) -> bytes:
-    """struct bpf_sk_lookup from `family` to `local_port`, as linux/bpf.h declares it."""
+def context_image(protocol: str, destination: tuple[str, int], source: tuple[str, int], width: str = "words") -> bytes:
+    """struct bpf_sk_lookup from `family` to `local_port`, as linux/bpf.h declares it.
+
+    A read of a whole word at `remote_port` gives its two bytes as a number of 32 bits.
+    """
+    low_half_last = sys.byteorder == "big" and width == "words"
     family = family_of(destination[0])
     local, remote = (socket.inet_pton(family, host) for host, _ in (destination, source))
     none4, none6 = bytes(4), bytes(16)
@@ -327,7 +332,7 @@ def context_image(protocol: str, destination: tuple[str, int], source: tuple[str
             struct.pack("=II", family, {"tcp": 6, "udp": 17}[protocol]),
             none4 if v6 else remote,
             remote if v6 else none6,
-            struct.pack("!Hxx", source[1]),  # network byte order
+            struct.pack("!xxH" if low_half_last else "!Hxx", source[1]),  # network byte order
             none4 if v6 else local,
             local if v6 else none6,
             struct.pack("=I", destination[1]),  # host byte order
@@ -342,15 +347,16 @@ def test_the_context_has_the_packet_in_reads_of_every_width(netns, protocol, fam
     """IP version, L4 protocol, both addresses and ports; and the same in a test run."""
     destination = (DESTINATION[family], 0x1234)
     source = ({"v4": "203.0.113.77", "v6": "2001:db8:77::7654"}[family], 0xABCD)
-    expected = context_image(protocol, destination, source)
+    expected = context_image(protocol, destination, source, width)
 
     def known(image: bytes) -> bytes:
         """Without what is beyond the two bytes that the kernel has of family, protocol and either port.
 
         There a half reads 0, or as the lower half: of no use, and of no harm.
         """
+        beyond = (1, 3, 15, 27) if sys.byteorder == "little" else (0, 2, 15, 26)
         halves = [image[at : at + 2] for at in range(0, len(image), 2)]
-        return b"".join(it for n, it in enumerate(halves) if width != "halves" or n not in (1, 3, 15, 27))
+        return b"".join(it for n, it in enumerate(halves) if width != "halves" or n not in beyond)
 
     with pyskl.Program.load(bpf_object("context"), name=width) as program:
         with program.attach(netns), pytest.raises(ConnectionRefusedError):

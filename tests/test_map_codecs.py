@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterator, MutableMapping
 
 import pytest
@@ -168,7 +169,7 @@ class Hashes(Dicts):
         self.value_size = value_size
 
     def key(self, number: int) -> bytes:
-        data = number.to_bytes(self.bits // 8, "little")
+        data = number.to_bytes(self.bits // 8, sys.byteorder)
         return struct.pack("=I", self.bits) + data if isinstance(self.map, LpmTrie) else data
 
     def spellings(self, number: int) -> list[object]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_one_source_loads_many_times_each_with_state_of_its_own() -> None:
     content = bpf_object("obj_many").read_bytes()
     with BpfObject.load(content) as one, BpfObject.load(content) as other:
         verdict(one.programs["drop"])
-        counts = [int.from_bytes(obj.maps["runs"][0], "little") for obj in (one, other)]
+        counts = [int.from_bytes(obj.maps["runs"][0], sys.byteorder) for obj in (one, other)]
         assert counts == [1, 0]
 
 
@@ -218,7 +219,7 @@ def test_constants_of_every_size_arrive(name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "means"),
     [
-        ("u32", b"\1\2\3\4", int.from_bytes(b"\1\2\3\4", "little")),
+        ("u32", b"\1\2\3\4", int.from_bytes(b"\1\2\3\4", sys.byteorder)),
         ("u64", memoryview(b"\1" * 8), 0x0101010101010101),
         ("s16", b"\xff\xff", -1),
         ("flag", 1, True),
@@ -242,8 +243,8 @@ def test_globals_are_maps_of_these_names() -> None:
     with BpfObject.load(bpf_object("obj_globals")) as obj:
         assert {".rodata", ".bss", ".data"} <= set(obj.maps)
         assert obj.programs["report"].maps[".bss"] is obj.maps[".bss"]
-        assert obj.maps[".data"][0][:4] == (7).to_bytes(4, "little")
-        obj.maps[".data"][0] = (8).to_bytes(obj.maps[".data"].info.value_size, "little")
+        assert obj.maps[".data"][0][:4] == (7).to_bytes(4, sys.byteorder)
+        obj.maps[".data"][0] = (8).to_bytes(4, sys.byteorder).ljust(obj.maps[".data"].info.value_size, b"\0")
         assert seen(obj)["fixed"] == 8
 
 
@@ -251,7 +252,7 @@ def test_constants_are_frozen_once_loaded() -> None:
     """The verifier took them for constants: nobody may change them after."""
     with BpfObject.load(bpf_object("obj_globals"), constants={"u32": 99}) as obj:
         value = obj.maps[".rodata"][0]
-        assert (99).to_bytes(4, "little") in value
+        assert (99).to_bytes(4, sys.byteorder) in value
         with pytest.raises(pyskl.BpfError):
             obj.maps[".rodata"][0] = value
 
@@ -366,9 +367,9 @@ def test_reuse_shares_one_map_between_objects() -> None:
         with BpfObject.load(bpf_object("obj_many"), reuse={"runs": runs}) as other:
             for obj, name in ((one, "drop"), (other, "drop"), (other, "first")):
                 verdict(obj.programs[name])
-            assert int.from_bytes(runs[0], "little") == 3
+            assert int.from_bytes(runs[0], sys.byteorder) == 3
         assert not runs.closed
-        assert int.from_bytes(runs[0], "little") == 3
+        assert int.from_bytes(runs[0], sys.byteorder) == 3
 
 
 def test_a_reused_maps_fd_stays_the_callers() -> None:
@@ -397,7 +398,7 @@ def test_a_pinned_map_is_reused_by_the_next_process(bpffs: Path) -> None:
         BpfObject.load(bpf_object("obj_many"), reuse={"runs": runs}) as obj,
     ):
         verdict(obj.programs["drop"])
-        assert int.from_bytes(runs[0], "little") == 2
+        assert int.from_bytes(runs[0], sys.byteorder) == 2
 
 
 # -- lifetimes of what is in an object -------------------------------------------------------------
@@ -410,7 +411,7 @@ def test_what_was_taken_out_outlives_the_object() -> None:
     assert not drop.closed
     with drop, runs:
         assert verdict(drop) is Verdict.DROP
-        assert int.from_bytes(runs[0], "little") == 1
+        assert int.from_bytes(runs[0], sys.byteorder) == 1
 
 
 def test_what_was_never_taken_out_goes_with_the_object() -> None:
@@ -429,7 +430,7 @@ def test_a_loaded_program_keeps_its_maps_and_no_other() -> None:
         assert set(prog.maps) == {"runs"}
         runs = prog.maps["runs"]
     with runs:
-        assert int.from_bytes(runs[0], "little") == 0
+        assert int.from_bytes(runs[0], sys.byteorder) == 0
 
 
 # -- libbpf's words --------------------------------------------------------------------------------

@@ -113,16 +113,16 @@ except (pyskl.BpfError, TypeError) as error:
 def test_a_type_that_points_at_itself(tmp_path: Path) -> None:
     """Every typedef in the BTF of redirect.bpf.o is of itself, among them the one of the constant."""
     elf = bytearray(Path(pyskl.REDIRECT).read_bytes())
-    btf = elf.index(b"\x9f\xeb\x01\x00")  # struct btf_header
-    header, types, size = (int.from_bytes(elf[btf + at : btf + at + 4], "little") for at in (4, 8, 12))
+    btf = elf.index((0xEB9F).to_bytes(2, sys.byteorder) + b"\x01\x00")  # struct btf_header
+    header, types, size = (int.from_bytes(elf[btf + at : btf + at + 4], sys.byteorder) for at in (4, 8, 12))
     at, number, damaged = btf + header + types, 1, 0
     more = {1: 4, 3: 12, 14: 4, 17: 4}  # by kind: what follows struct btf_type; and for each member
     each = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
     while at < btf + header + types + size:
-        info = int.from_bytes(elf[at + 4 : at + 8], "little")
+        info = int.from_bytes(elf[at + 4 : at + 8], sys.byteorder)
         kind, members = info >> 24 & 0x1F, info & 0xFFFF
         if kind == 8:  # BTF_KIND_TYPEDEF
-            elf[at + 8 : at + 12] = number.to_bytes(4, "little")
+            elf[at + 8 : at + 12] = number.to_bytes(4, sys.byteorder)
             damaged += 1
         at += 12 + more.get(kind, 0) + each.get(kind, 0) * members
         number += 1
