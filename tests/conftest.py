@@ -23,10 +23,13 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p).resolve() not in (_TESTS, _TESTS.parent)),
 ]
 
+pytest.register_assert_rewrite("pyskl.pytest_plugin")  # before support imports it
+
 import support
 
 import pyskl
 
+pytest_plugins = ["pyskl.pytest_plugin"]  # @needs(…)
 collect_ignore = ["sample"]  # a project of its own: test_plugin.py runs it
 
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to us, and are seen
@@ -35,13 +38,6 @@ ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come 
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # what is there by now stays: a collection after each test need not walk it
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers("needs"):
-        for name in mark.args:
-            if not (feature := pyskl.features()[name]):
-                support.unavailable(name, feature.reason)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,7 +102,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def netns() -> Iterator[pyskl.NetNS]:
-    """A fresh network namespace of the test's own, where every documentation address is local."""
+    """A fresh network namespace of the test's own, with a name, where every documentation address is local."""
     with support.namespace() as ns:
         yield ns
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import pyskl
+from pyskl.pytest_plugin import unavailable
 
 HERE = Path(__file__).parent
 BPFFS = Path("/sys/fs/bpf")
@@ -60,13 +61,6 @@ V6, V6_B = "2001:db8::1", "2001:db8:b::1"
 Child = subprocess.Popen  # of str
 
 needs = pytest.mark.needs  # @needs("map_batch"): skips, with the feature's reason, where it is not
-
-
-def unavailable(name: str, reason: str) -> None:
-    """Skip by name; where $PYSKL_REQUIRED_FEATURES says that this machine has it, fail instead."""
-    if name in os.environ.get("PYSKL_REQUIRED_FEATURES", "").split(","):
-        pytest.fail(f"{name} is required of this machine, but: {reason}", pytrace=False)
-    pytest.skip(f"needs {name}: {reason}")
 
 
 # -- objects ---------------------------------------------------------------------------------------
