@@ -42,11 +42,8 @@ def neighbours():
             f"link add wire type veth peer name wire netns /proc/{os.getpid()}/fd/{there.fileno()}",
             *_end(1),
         )
-        for neigh in (
-            "ipv4/neigh/wire",
-            "ipv6/neigh/wire",
-        ):  # who does not answer, is soon given up
-            sysctl(there, f"{neigh}/retrans_time_ms", 10)
+        for family in ("ipv4", "ipv6"):  # who does not answer is given up sooner than by default, and not too soon
+            sysctl(there, f"{family}/neigh/wire/retrans_time_ms", 200)
         ip(there, *_end(2), *(f"route del local {prefix} dev lo" for prefix in _DOCUMENTATION))
         yield here, there
 
