@@ -134,33 +134,34 @@ int64_t pyskl_filesystem(const char *path);
 # A free-threaded interpreter has no stable ABI; every other one since 3.10 runs the same file.
 STABLE_ABI = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
 
-# What the build needs, and the commands that install it on Debian and on Fedora.
-NEEDS = {
-    "clang": ("apt-get install clang", "dnf install clang"),
-    "llvm-strip": ("apt-get install llvm", "dnf install llvm"),
-    "cc": ("apt-get install gcc libc6-dev", "dnf install gcc"),
-    "Python.h": ("apt-get install python3-dev", "dnf install python3-devel"),
-    "bpf/libbpf.h": ("apt-get install libbpf-dev", "dnf install libbpf-devel"),
+# All that the build needs, whatever of it is missing: a package manager passes over what is there.
+INSTALL = (
+    "apt-get install gcc libc6-dev python3-dev clang llvm libbpf-dev "
+    "(Fedora: dnf install gcc python3-devel clang llvm libbpf-devel)"
+)
+HEADERS = {
+    "Python.h": "#include <Python.h>\n",
+    "bpf/libbpf.h of libbpf 1.1 or later": """\
+#include <bpf/libbpf.h>
+#if LIBBPF_MAJOR_VERSION * 100 + LIBBPF_MINOR_VERSION < 101
+#error older
+#endif
+""",
 }
 
 
-def need(name: str, found: object) -> None:
-    """End the build in one line that says what to install, unless it was found."""
-    if not found:
-        debian, fedora = NEEDS[name]
-        sys.exit(f"error: pyskl can't be built without {name}: {debian} (Fedora: {fedora})")
-
-
 def check_needs() -> None:
+    """End the build in one line that says what is missing, and what to install."""
     compiler = os.environ.get("CC", "cc").split()
-    need("cc", shutil.which(compiler[0]))
-    for tool in ("clang", "llvm-strip"):
-        need(tool, shutil.which(tool))
-    flags = [f"-I{sysconfig.get_path('include')}", *os.environ.get("CFLAGS", "").split(), "-E", "-xc", "-"]
-    for header in ("Python.h", "bpf/libbpf.h"):
-        source = f"#include <{header}>\n".encode()
-        tried = subprocess.run([*compiler, *flags], input=source, capture_output=True, check=False)
-        need(header, tried.returncode == 0)
+    missing = [tool for tool in (compiler[0], "clang", "llvm-strip") if not shutil.which(tool)]
+    if not missing:
+        flags = [f"-I{sysconfig.get_path('include')}", *os.environ.get("CFLAGS", "").split(), "-E", "-xc", "-"]
+        for name, source in HEADERS.items():
+            tried = subprocess.run([*compiler, *flags], input=source.encode(), capture_output=True, check=False)
+            if tried.returncode:
+                missing.append(name)
+    if missing:
+        sys.exit(f"error: pyskl can't be built without {', '.join(missing)}: {INSTALL}")
 
 
 def byte_order() -> str:

@@ -27,6 +27,10 @@ install_missing() {
 /usr/include/python3*/Python.h python3-dev
 FILES
     [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "error: missing, and installed by root on Debian alone: ${missing[*]}" >&2
+        exit 1
+    fi
     say "apt-get install ${missing[*]}"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
@@ -40,8 +44,14 @@ source_hash() {
 
 install_missing
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-[ -x .build/venv/bin/python ] || { say "making .build/venv"; python3 -m venv .build/venv; }
 PYTHON=$PWD/.build/venv/bin/python
+# One of another interpreter, or that was left half-made, is made anew, and what is installed into it.
+which_python='import pip, sys; print(sys.version)'
+if [ "$("$PYTHON" -Ic "$which_python" 2>/dev/null)" != "$(python3 -Ic "${which_python/pip, /}")" ]; then
+    say "making .build/venv"
+    rm -rf .build/venv .build/wheel
+    python3 -m venv .build/venv
+fi
 hash=$(source_hash)
 if [ ! -e ".build/wheel/$hash" ]; then
     say "building the wheel"

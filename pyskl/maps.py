@@ -52,7 +52,8 @@ class MapInfo(NamedTuple):
 class BeyondEnd(IndexError, KeyError):
     """An index that is not in the array: so, to a mapping, a key that is absent."""
 
-    __str__ = Exception.__str__  # KeyError's would quote the sentence
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's would quote the sentence
 
 
 class Map(KernelObject, MutableMapping[K, V]):
@@ -277,7 +278,9 @@ class Map(KernelObject, MutableMapping[K, V]):
             except NoSuchKey:  # an empty slot, or gone since
                 continue
 
-    __eq__ = object.__eq__
+    def __eq__(self, other: object) -> bool:
+        return object.__eq__(self, other)  # and not by the entries, as of other mappings
+
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
