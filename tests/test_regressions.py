@@ -224,11 +224,77 @@ def test_a_number_that_no_name_has_is_one_object() -> None:
     assert pyskl.MapType(12345).name == "UNKNOWN_12345"
 
 
-def test_what_fails_while_it_is_made_is_closed_once(tmp_path: Path) -> None:
+def test_the_maps_of_a_program_that_another_process_loaded() -> None:
+    with pyskl.BpfObject.load(support.bpf_object("obj_maps")) as obj:
+        for program in obj.programs.values():
+            with pyskl.Program.from_id(program.info.id) as again:
+                assert {each.info.id for each in again.maps.values()} == set(program.info.map_ids)
+                assert {name[:15] for name in program.maps} == set(again.maps)
+                assert all(again.maps[name] is again.maps[name] for name in again.maps)
+
+
+def in_another_mount_namespace(prepare: str, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python where the shell has changed what is mounted."""
+    command = f'{prepare} && exec {sys.executable} -I -W error -c "$@"'
+    words = ["unshare", "--mount", "sh", "-c", command, "sh", code, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
+PERCPU = """
+import pyskl
+try:
+    pyskl.PerCpuArrayMap.create(4, 8, 1)
+except pyskl.BpfError as error:
+    print(error.call)
+"""
+
+
+def test_what_fails_while_it_is_made_is_closed_once() -> None:
     """Without /sys the number of CPUs can't be told; the fd of the new map must not be closed twice."""
-    code = "import pyskl\ntry: pyskl.PerCpuArrayMap.create(4, 8, 1)\nexcept pyskl.BpfError as error: print(error.call)"
-    command = f'mount -t tmpfs none /sys && exec "{sys.executable}" -I -W error -c "$1"'
-    ran = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command, "sh", code], capture_output=True, text=True, timeout=60
-    )
+    ran = in_another_mount_namespace("mount -t tmpfs none /sys", PERCPU)
     assert (ran.stdout, ran.stderr) == ("libbpf_num_possible_cpus\n", "")
+
+
+LEFT = """
+import os, sys, pyskl
+before = os.listdir("/proc/self/fd")
+try:
+    pyskl.BpfObject.load(sys.argv[1])
+except pyskl.BpfError as error:
+    print(error.call, len(os.listdir("/proc/self/fd")) - len(before))
+"""
+
+
+def test_a_load_that_fails_at_its_last_map_closes_all() -> None:
+    """Without /sys nobody can tell how large a value of a per-CPU map is."""
+    ran = in_another_mount_namespace("mount -t tmpfs none /sys", LEFT, support.bpf_object("obj_maps"))
+    assert ran.stdout.split()[1:] == ["0"], ran
+    assert not ran.stderr
+
+
+NO_PROC = """
+import sys, pyskl
+with pyskl.ArrayMap.create() as one:
+    for attempt in (lambda: pyskl.Map.from_fd(one), lambda: pyskl.Map.from_pin(sys.argv[1])):
+        try:
+            attempt()
+        except pyskl.BpfError as error:
+            print(type(error).__name__, error.call, error.hint)
+"""
+DENIED = """
+import pyskl
+try:
+    pyskl.SockMap.create(1)
+except pyskl.BpfError as error:
+    print(type(error).__name__, error.errno)
+"""
+
+
+def test_without_proc_nothing_is_taken_for_absent(bpffs: Path) -> None:
+    with pyskl.ArrayMap.create() as pinned:
+        pinned.pin(bpffs / "map")
+        ran = in_another_mount_namespace("mount -t tmpfs none /proc", NO_PROC, bpffs / "map")
+    assert ran.stdout == "BpfError open mount -t proc proc /proc\n" * 2, ran
+    command = f'mount -t tmpfs none /proc && exec setpriv --bounding-set -all {sys.executable} -I -c "$1"'
+    ran = subprocess.run(["unshare", "--mount", "sh", "-c", command, "sh", DENIED], capture_output=True, text=True)
+    assert ran.stdout == "BpfError 1\n", ran
