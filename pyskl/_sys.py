@@ -89,6 +89,7 @@ _HINTS: Final = {
     ),
     ("BPF_OBJ_GET", errno.EACCES): "the pin's mode keeps this user out, or the file is no pin",
     ("BPF_OBJ_GET", errno.EPERM): f"only what is on bpffs can be opened so ({MOUNT_BPFFS})",
+    ("BPF_OBJ_GET", errno.ENOENT): "nothing is pinned there",
     ("BPF_OBJ_PIN", errno.EEXIST): "open it with from_pin(), or remove it first",
     ("BPF_OBJ_PIN", errno.ENOENT): "its folder does not exist",
     ("BPF_PROG_GET_FD_BY_ID", errno.ENOENT): "no program has this id (any more)",
@@ -571,7 +572,8 @@ def obj_get(path: str) -> int:
 def _pin_error(call: str, number: int, path: str) -> BpfError:
     """Make the error of a pin. The kernel says EPERM and EACCES of what is not on bpffs, whoever asks."""
     error = _error(call, number, filename=path)
-    if number in (errno.EPERM, errno.EACCES) and not is_bpffs(os.path.dirname(path) or "."):
+    folder = os.path.dirname(path) or "."
+    if number in (errno.EPERM, errno.EACCES, errno.ENOENT) and os.path.isdir(folder) and not is_bpffs(folder):
         error.hint = f"this is not on a BPF file system; pins live on bpffs ({MOUNT_BPFFS})"
     return error
 

@@ -298,3 +298,25 @@ def test_without_proc_nothing_is_taken_for_absent(bpffs: Path) -> None:
     command = f'mount -t tmpfs none /proc && exec setpriv --bounding-set -all {sys.executable} -I -c "$1"'
     ran = subprocess.run(["unshare", "--mount", "sh", "-c", command, "sh", DENIED], capture_output=True, text=True)
     assert ran.stdout == "BpfError 1\n", ran
+
+
+UNMOUNTED = """
+import pyskl
+with pyskl.ArrayMap.create() as one:
+    for attempt in (lambda: one.pin("/sys/fs/bpf/x"), lambda: pyskl.Map.from_pin("/sys/fs/bpf/x")):
+        try:
+            attempt()
+        except pyskl.BpfError as error:
+            print(error.call, "mount -t bpf bpf /sys/fs/bpf" in error.hint)
+print(pyskl.features()["bpffs"].reason)
+"""
+
+
+def test_bpffs_that_is_not_mounted_is_named_with_the_command() -> None:
+    ran = in_another_mount_namespace("umount /sys/fs/bpf", UNMOUNTED)
+    expected = [
+        "BPF_OBJ_PIN True",
+        "BPF_OBJ_GET True",
+        "no BPF file system is at /sys/fs/bpf (mount -t bpf bpf /sys/fs/bpf)",
+    ]
+    assert ran.stdout.splitlines() == expected, ran
