@@ -54,7 +54,7 @@ LIMIT = 600  # seconds for the tests on one kernel: twice what they take under e
 SLACK = 60  # seconds that starting and ending may add
 TRIAL = 8  # seconds for a machine to show that KVM is usable; it takes one
 
-BOOT = "console=ttyS0 panic=-1 oops=panic mitigations=off init_on_alloc=0 random.trust_cpu=on"
+BOOT = "console=ttyS0 panic=-1 oops=panic mitigations=off init_on_alloc=0 random.trust_cpu=on no_timer_check"
 # Loaded where the kernel has them as files; what they depend on is found in the modules themselves.
 MODULES = "virtio_pci virtio_blk ext4 veth dummy inet_diag tcp_diag udp_diag unix_diag vsock vsock_loopback"
 TOOLS = """bash cat env id ip kill ldconfig mount nsenter prlimit rm setpriv sh sleep ss sysctl timeout true umount

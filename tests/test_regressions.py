@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -225,12 +226,27 @@ def test_a_number_that_no_name_has_is_one_object() -> None:
 
 
 def test_the_maps_of_a_program_that_another_process_loaded() -> None:
-    with pyskl.BpfObject.load(support.bpf_object("obj_maps")) as obj:
-        for program in obj.programs.values():
-            with pyskl.Program.from_id(program.info.id) as again:
-                assert {each.info.id for each in again.maps.values()} == set(program.info.map_ids)
-                assert {name[:15] for name in program.maps} == set(again.maps)
-                assert all(again.maps[name] is again.maps[name] for name in again.maps)
+    with pyskl.Program.load(pyskl.REDIRECT) as program, pyskl.Program.from_id(program.info.id) as again:
+        assert set(again.maps) == set(program.maps) == {".rodata", "sockets"}
+        assert {each.info.id for each in again.maps.values()} == set(program.info.map_ids)
+        assert again.maps["sockets"] is again.maps["sockets"] is not program.maps["sockets"]
+
+
+def test_a_program_whose_maps_can_not_all_be_opened_holds_none() -> None:
+    """At the limit of fds: what was opened before is closed, and the next time is as the first."""
+    with pyskl.Program.load(pyskl.REDIRECT) as program, pyskl.Program.from_id(program.info.id) as again:
+        spare = [os.dup(0)]
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (spare[0] + 1, limit[1]))
+            os.close(spare.pop())  # room for one
+            with pytest.raises(OSError, match="EMFILE"):
+                again.maps  # noqa: B018
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            for fd in spare:
+                os.close(fd)
+        assert set(again.maps) == {".rodata", "sockets"}
 
 
 def in_another_mount_namespace(prepare: str, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
