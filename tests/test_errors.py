@@ -359,7 +359,7 @@ OBJECTS = [
             VerifierError, number, "BPF_PROG_LOAD", says=says)
         for name, number, says in [
             ("leaks_socket", errno.EINVAL, "leaks_socket"),
-            ("unchecked_null", errno.EACCES, "expected=sock"),
+            ("unchecked_null", errno.EACCES, "processed"),
             ("beyond_context", errno.EACCES, "invalid bpf_context access"),
             ("bad_verdict", errno.EINVAL, "R0"),
             ("endless", errno.EINVAL, "infinite loop"),
