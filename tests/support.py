@@ -371,8 +371,12 @@ def children() -> set[int]:
     """This process's running children, and their orphans (conftest makes it a subreaper)."""
     found = set()
     for task in os.listdir("/proc/self/task"):
-        for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
-            with contextlib.suppress(FileNotFoundError, ChildProcessError):
+        try:
+            of_task = Path(f"/proc/self/task/{task}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has just ended: its children, if any, are another's now
+        for pid in map(int, of_task):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ChildProcessError):
                 if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                     os.waitpid(pid, os.WNOHANG)
                 else:
