@@ -36,6 +36,7 @@ int libbpf_num_possible_cpus(void);
 #define BPF_EXIST ...
 #define BPF_F_NO_PREALLOC ...
 #define BPF_F_MMAPABLE ...
+#define BPF_F_INNER_MAP ...
 #define BPF_F_REPLACE ...
 #define BPF_FUNC_loop ...
 #define BPF_LINK_TYPE_NETNS ...
@@ -129,7 +130,31 @@ int pyskl_unshare(void);
 int pyskl_namespace_type(int fd);
 int pyskl_socket_cookie(int socket, uint64_t *cookie);
 int64_t pyskl_filesystem(const char *path);
+
+/* The table of a dispatcher: pyskl/_table.c. */
+int64_t pyskl_bindings_prepare(struct pyskl_binding *bindings, int64_t count, int64_t *conflict);
+void pyskl_bindings_by_precedence(struct pyskl_binding *bindings, int64_t count);
+int64_t pyskl_bindings_diff(struct pyskl_binding *old, int64_t old_count, struct pyskl_binding *new, int64_t new_count);
+int64_t pyskl_bindings_marked(struct pyskl_binding *bindings, int64_t count);
+void pyskl_bindings_relabel(struct pyskl_binding *bindings, int64_t count, const uint32_t *labels, uint32_t *uses);
+struct pyskl_plan { uint32_t lines; ...; };
+int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32_t labels, uint32_t spare,
+                     struct pyskl_plan *plan);
+int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct pyskl_binding *bindings, int64_t count,
+                     uint64_t seed, uint64_t number);
+int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t count);
+int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pyskl_binding *out, int64_t room);
+int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room);
+void pyskl_table_policy(void *memory, uint32_t label, uint32_t *on_missing, uint32_t *udp_sticky);
+void pyskl_table_set_policy(void *memory, uint32_t label, uint32_t on_missing, uint32_t udp_sticky);
 """
+
+# What the dispatcher's programs share with user space: bpf/abi.h without its include guard.
+ABI = "typedef uint64_t __u64; typedef uint32_t __u32; typedef uint16_t __u16; typedef uint8_t __u8;\n" + "".join(
+    line
+    for line in (HERE / "bpf/abi.h").read_text().splitlines(keepends=True)
+    if not line.startswith(("#ifndef", "#endif", "#define PYSKL_ABI_H"))
+)
 
 # A free-threaded interpreter has no stable ABI; every other one since 3.10 runs the same file.
 STABLE_ABI = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
@@ -189,6 +214,7 @@ class build_ext(_build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         for extension in self.extensions:
+            extension.include_dirs.append(str(HERE / "bpf"))
             extension.py_limited_api = STABLE_ABI is not None
             extension.extra_compile_args += ["-O2", "-g0", "-fvisibility=hidden"]
 
@@ -205,8 +231,9 @@ class build_ext(_build_ext):
         emitted = Path(self.build_temp, "_libbpf.c")
         emitted.parent.mkdir(parents=True, exist_ok=True)
         ffi = FFI()
+        ffi.cdef(ABI)
         ffi.cdef(CDEF)
-        ffi.set_source(extension.name, (HERE / "pyskl/_libbpf.c").read_text())
+        ffi.set_source(extension.name, "\n".join(source.read_text() for source in sorted(HERE.glob("pyskl/_*.c"))))
         ffi.emit_c_code(str(emitted))
         extension.sources = [str(emitted)]
         super().build_extension(extension)

@@ -35,6 +35,7 @@ BPF_NOEXIST: Final[int] = lib.BPF_NOEXIST
 BPF_EXIST: Final[int] = lib.BPF_EXIST
 BPF_F_NO_PREALLOC: Final[int] = lib.BPF_F_NO_PREALLOC
 BPF_F_MMAPABLE: Final[int] = lib.BPF_F_MMAPABLE
+BPF_F_INNER_MAP: Final[int] = lib.BPF_F_INNER_MAP
 BPF_FUNC_loop: Final[int] = lib.BPF_FUNC_loop
 LINK_TYPE_NETNS: Final[int] = lib.BPF_LINK_TYPE_NETNS
 _MAX_LINKS: Final = 64  # of one attach type in one network namespace (MAX_PROGS in the kernel)
@@ -668,6 +669,109 @@ def socket_cookie(fd: int) -> int:
     cookie = ffi.new("uint64_t *")
     _check("getsockopt", lib.pyskl_socket_cookie(fd, cookie))
     return int(cookie[0])
+
+
+# --- the table of a dispatcher ----------------------------------------------------------------------------------------
+
+BINDING_SIZE: Final[int] = ffi.sizeof("struct pyskl_binding")
+LINE_SIZE: Final[int] = lib.PYSKL_LINE
+
+
+def _records(records: bytes | bytearray | memoryview) -> tuple[Any, int]:
+    return ffi.from_buffer("struct pyskl_binding[]", records), len(records) // BINDING_SIZE
+
+
+def bindings_prepare(records: bytearray) -> tuple[int, int] | None:
+    """Sort packed bindings for a table, and drop what is there twice; or tell which two contradict each other."""
+    conflict = ffi.new("int64_t[2]")
+    pointer, count = _records(records)
+    kept = lib.pyskl_bindings_prepare(pointer, count, conflict)
+    ffi.release(pointer)
+    if kept == -1:
+        return conflict[0], conflict[1]
+    _check("malloc", kept)
+    del records[kept * BINDING_SIZE :]
+    return None
+
+
+def bindings_by_precedence(records: bytearray) -> None:
+    """Sort packed bindings by precedence."""
+    lib.pyskl_bindings_by_precedence(*_records(records))
+
+
+def bindings_diff(old: bytearray, new: bytearray) -> int:
+    """Leave in two prepared lists what the other does not have: how many are in both."""
+    both: int = lib.pyskl_bindings_diff(*_records(old), *_records(new))
+    for records in (old, new):
+        pointer, count = _records(records)
+        kept = lib.pyskl_bindings_marked(pointer, count)
+        ffi.release(pointer)
+        del records[kept * BINDING_SIZE :]
+    return both
+
+
+def bindings_relabel(records: bytearray, labels: list[int]) -> None:
+    """Put in the place of each label its element of a list."""
+    lib.pyskl_bindings_relabel(*_records(records), ffi.new("uint32_t[]", labels), ffi.NULL)
+
+
+def bindings_uses(records: bytes | bytearray, labels: int) -> list[int]:
+    """Count the bindings of each label, by its number."""
+    uses = ffi.new("uint32_t[]", labels)
+    lib.pyskl_bindings_relabel(*_records(records), ffi.NULL, uses)
+    return list(uses)
+
+
+class Plan:
+    """Where the parts of a table are, for bindings that are prepared."""
+
+    def __init__(self, records: bytes | bytearray, labels: int, spare: int) -> None:
+        self._plan = ffi.new("struct pyskl_plan *")
+        _check("malloc", lib.pyskl_table_plan(*_records(records), labels, spare, self._plan))
+        self.lines: int = self._plan.lines
+
+    def fill(self, memory: memoryview, records: bytes | bytearray, seed: int, number: int) -> bool:
+        """Build the table in memory that is all 0. False: the seed does not do."""
+        result = lib.pyskl_table_fill(ffi.from_buffer(memory), self._plan, *_records(records), seed, number)
+        return bool(result != -errno.EAGAIN and not _check("malloc", result))
+
+
+def table_set(memory: memoryview, group: bytes | bytearray, count: int) -> bool:
+    """Let one prefix have these bindings, prepared. False: the table has no room."""
+    pointer, _ = _records(group)
+    result = lib.pyskl_table_set(ffi.from_buffer(memory), pointer, count)
+    return bool(result != -errno.ENOSPC and not _check("malloc", result))
+
+
+def table_get(memory: memoryview, prefix: bytes) -> bytearray:
+    """Read the packed bindings of the prefix that a packed binding has."""
+    start, (of, _) = ffi.from_buffer(memory), _records(prefix)
+    found = bytearray(lib.pyskl_table_get(start, of, ffi.NULL, 0) * BINDING_SIZE)
+    lib.pyskl_table_get(start, of, *_records(found))
+    return found
+
+
+def table_scan(memory: memoryview) -> bytearray:
+    """Read all packed bindings, in no order."""
+    start = ffi.from_buffer(memory)
+    found = bytearray(lib.pyskl_table_scan(start, ffi.NULL, 0) * BINDING_SIZE)
+    pointer, count = _records(found)
+    count = min(count, lib.pyskl_table_scan(start, pointer, count))
+    ffi.release(pointer)
+    del found[count * BINDING_SIZE :]
+    return found
+
+
+def table_policy(memory: memoryview, label: int) -> tuple[int, int]:
+    """Read a label's policy: on_missing, and udp_sticky in seconds."""
+    on_missing, sticky = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    lib.pyskl_table_policy(ffi.from_buffer(memory), label, on_missing, sticky)
+    return on_missing[0], sticky[0]
+
+
+def table_set_policy(memory: memoryview, label: int, on_missing: int, sticky: int) -> None:
+    """Write a label's policy, in one step."""
+    lib.pyskl_table_set_policy(ffi.from_buffer(memory), label, on_missing, sticky)
 
 
 # --- ELF objects ------------------------------------------------------------------------------------------------------

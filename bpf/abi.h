@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* What the programs of a dispatcher and user space share: the maps' contents. build_ffi.py reads this file too, so it
+ * holds plain declarations alone. Whoever changes what is here changes PYSKL_ABI. Numbers are in the machine's order.
+ */
+#ifndef PYSKL_ABI_H
+#define PYSKL_ABI_H
+
+#define PYSKL_ABI 1
+
+/* Four groups of sockets to a label: for each family (0: IPv4, 1: IPv6) and protocol (0: TCP, 1: UDP). */
+#define PYSKL_GROUPS 4
+#define PYSKL_SLOTS 64
+
+/* A binding as it goes into the table's builder and comes out of it. An IPv4 address stands at the top of `hi`. */
+struct pyskl_binding {
+	__u64 hi, lo;       /* the prefix; bits beyond its length are 0 */
+	__u32 label;        /* its number; 0: none */
+	__u16 first, last;  /* ports, both included */
+	__u8 length;        /* of the prefix, in bits */
+	__u8 family;        /* 0: IPv4, 1: IPv6 */
+	__u8 protocol;      /* 0: TCP, 1: UDP */
+	__u8 unused;
+	__u32 mark;         /* of the builder's own */
+};
+
+/* --- the table: one map, an array of 64-byte lines ---------------------------------------------------------------- */
+
+#define PYSKL_LINE 64
+
+/* Line 0. */
+struct pyskl_head {
+	__u64 edits;        /* single changes made in place, counted when each is done */
+	__u64 number;       /* of this table: each that replaces another has a higher one */
+	__u32 lines;        /* in the whole map */
+	__u32 policies;     /* the first line of the labels' policies, 8 to a line, by number of the label */
+	__u32 labels;       /* how many these are */
+	__u32 lists;        /* the first line that no list of ports has used yet */
+	__u32 lists_end;
+	__u32 unused;
+	__u32 used[2];      /* entries that were ever filled, for IPv4 and IPv6; they are not used again */
+	__u32 room[2];      /* how many may be, before the table is to be built anew */
+};
+
+/* Lines 1 and 2: IPv4 and IPv6. */
+struct pyskl_family {
+	__u64 seed;
+	__u64 levels[4];    /* see table.h */
+	__u32 buckets;      /* first line */
+	__u32 bucket_count;
+	__u32 filter;       /* first line */
+	__u32 filter_count;
+	__u32 shortest;     /* whether the prefix of no length is bound: line 3 has what it leads to */
+	__u32 unused;
+};
+
+/* One policy: what a client gets while the label has no live socket, and the seconds that a UDP flow is remembered. */
+#define PYSKL_RESET 0
+#define PYSKL_HOLD 1
+#define PYSKL_FALLTHROUGH 2
+struct pyskl_policy {
+	__u32 on_missing;
+	__u32 udp_sticky;
+};
+
+/* --- the other maps ----------------------------------------------------------------------------------------------- */
+
+struct pyskl_state {
+	__u64 abi;
+	__u64 seed;         /* spreads flows over slots */
+	__u64 netns_cookie; /* of the namespace that the dispatcher is for; 0 where the kernel does not tell it */
+	__u64 names;        /* changes of the labels' names */
+	__u64 sticky;       /* whether any label remembers flows */
+	__u64 tracing;      /* a bit for each listener that wants events */
+	__u64 unused[2];
+};
+
+struct pyskl_name {
+	__u8 length;
+	__u8 text[255];     /* UTF-8 */
+};
+
+/* By number of a label: the number of each group, or 0. */
+struct pyskl_label {
+	__u32 group[PYSKL_GROUPS];
+};
+
+/* By number of a group. The socket of a slot is under 64 * group + slot in the sockmap. */
+struct pyskl_group {
+	__u64 filled;       /* the slots that a socket was registered in */
+	__u64 dual;         /* those of them that take IPv4 too */
+};
+
+/* By number of a label, for each CPU. */
+struct pyskl_counters {
+	__u64 events[2 * PYSKL_GROUPS]; /* a socket was selected, then no socket was there */
+};
+
+#define PYSKL_UNBOUND 0
+#define PYSKL_SELECTED 1
+#define PYSKL_STICKY 2
+#define PYSKL_SIBLING 3
+#define PYSKL_HELD 4
+#define PYSKL_PASSED 5
+#define PYSKL_REFUSED 6
+
+/* What was decided for one look-up. */
+struct pyskl_decision {
+	__u32 reason;
+	__u32 label;
+	__u32 length;       /* of the prefix that matched */
+	__u32 slot;
+	__u64 cookie;
+};
+
+#endif

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* How a table is searched: hashes, places and masks, the same for the BPF program and for the builder.
+ *
+ * An address is looked up by candidates for the length of its prefix, from the longest to the shortest:
+ *
+ * 1. Levels tell the candidates. A level is an array of bitmaps, by the first bits of an address: which lengths of
+ *    prefixes exist below, and at the first level also which prefixes are above. The first level is indexed directly,
+ *    the others by a hash, where two may share a bitmap; so a bit too many may be set, never one too few.
+ * 2. A blocked Bloom filter, one word a test, takes most candidates that are none, with the port where a prefix has few.
+ * 3. Buckets of one line hold the entries: 4 for IPv4, 2 for IPv6; where one is full, the next line has the rest. What
+ *    stands in an entry's key never changes while the table lives; its value does, in one store.
+ */
+#ifndef PYSKL_TABLE_H
+#define PYSKL_TABLE_H
+
+#include "abi.h"
+
+#define TABLE_HEAD 0
+#define TABLE_FAMILY 1
+#define TABLE_ANY 3    /* the values of 0.0.0.0/0 and ::/0, for TCP and UDP each */
+#define TABLE_PROBES 8 /* lines that an entry may be away from its bucket */
+#define TABLE_PORTS 2  /* single ports on a prefix that the filter knows one by one */
+
+struct table_line {
+	__u64 words[PYSKL_LINE / 8];
+};
+
+/* The first word of an IPv4 entry, the third of an IPv6 one; never 0. */
+#define TABLE_KEY(length, protocol) ((__u64)1 << 63 | (__u64)(protocol) << 40 | (__u64)(length) << 32)
+
+/* The second or fourth word: an interval of ports and the label, or where the list of intervals is. 0: unbound. */
+#define TABLE_LIST ((__u64)1 << 63)
+#define TABLE_VALUE(first, last, label) ((__u64)(label) << 32 | (__u64)(last) << 16 | (first))
+
+/* A list of intervals: its first word has the number of those that are disjoint and sorted, for the search, and the
+ * number of bindings that they were made of, which follow. Each is like a value. */
+#define LIST_SEARCHED(word) ((__u32)(word))
+#define LIST_BINDINGS(word) ((__u32)((word) >> 32))
+
+/* A level: its first line, the number of its bitmaps, and the bits of an address that choose one. */
+#define LEVEL(line, count, bits) ((__u64)(bits) << 56 | (__u64)(count) << 32 | (line))
+#define LEVEL_LINE(level) ((__u32)(level))
+#define LEVEL_COUNT(level) ((__u32)((level) >> 32) & 0xffffff)
+#define LEVEL_BITS(level) ((__u32)((level) >> 56))
+
+#define TABLE_C1 0x9e3779b97f4a7c15ULL
+#define TABLE_C2 0xd6e8feb86659fd93ULL
+#define TABLE_C3 0xff51afd7ed558ccdULL
+
+static inline __attribute__((always_inline)) __u64 table_hash4(__u64 seed, __u64 key)
+{
+	__u64 x = (key ^ seed) * TABLE_C1;
+
+	x ^= x >> 32;
+	x *= TABLE_C2;
+	return x ^ x >> 32;
+}
+
+static inline __attribute__((always_inline)) __u64 table_hash6(__u64 seed, __u64 hi, __u64 lo, __u64 key)
+{
+	__u64 x = (hi ^ seed) * TABLE_C1;
+
+	x ^= x >> 32;
+	return table_hash4(x ^ lo * TABLE_C3, key);
+}
+
+/* A number below `count` from 32 bits of a hash. */
+static inline __attribute__((always_inline)) __u32 table_place(__u64 hash, __u32 count)
+{
+	return (hash & 0xffffffff) * count >> 32;
+}
+
+/* The filter's word of a prefix within its line, and the bits in it: of the prefix, or of one port on it. */
+static inline __attribute__((always_inline)) __u32 table_filter_word(__u64 hash)
+{
+	return hash & 7;
+}
+
+static inline __attribute__((always_inline)) __u64 table_filter_bits(__u64 hash)
+{
+	__u64 x = hash * TABLE_C3;
+
+	return 1ULL << (x >> 58) | 1ULL << (x >> 52 & 63) | 1ULL << (x >> 46 & 63);
+}
+
+static inline __attribute__((always_inline)) __u64 table_filter_port(__u64 hash, __u32 port)
+{
+	return table_filter_bits(hash ^ (port + 1) * TABLE_C1);
+}
+
+/* Bit 0 is the longest length, 32 or 64 bits; a second word of IPv6 has those from 64 down. */
+static inline __attribute__((always_inline)) __u32 table_lowest(__u64 bits, const __u8 *positions)
+{
+	return positions[(bits & -bits) * 0x03f79d71b4cb0a89ULL >> 58];
+}
+
+#define TABLE_POSITIONS \
+	{ 0, 1, 48, 2, 57, 49, 28, 3, 61, 58, 50, 42, 38, 29, 17, 4, 62, 55, 59, 36, 53, 51, 43, 22, 45, 39, 33, 30, \
+	  24, 18, 12, 5, 63, 47, 56, 27, 60, 41, 37, 16, 54, 35, 52, 21, 44, 32, 23, 11, 46, 26, 40, 15, 34, 20, 31, \
+	  10, 25, 14, 19, 9, 13, 8, 7, 6 }
+
+#endif
