@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pyskl._sys import BPF_F_NO_PREALLOC as BPF_F_NO_PREALLOC
     from pyskl.address import Address as Address
     from pyskl.address import ProtocolLike as ProtocolLike
+    from pyskl.binding import Binding as Binding
+    from pyskl.binding import Bindings as Bindings
+    from pyskl.binding import Policy as Policy
+    from pyskl.binding import PortsLike as PortsLike
+    from pyskl.binding import PrefixLike as PrefixLike
     from pyskl.enums import AttachType as AttachType
     from pyskl.enums import MapType as MapType
     from pyskl.enums import ProgramType as ProgramType
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "pyskl._sys": "BPF_F_MMAPABLE BPF_F_NO_PREALLOC",
     "pyskl.address": "Address ProtocolLike",
+    "pyskl.binding": "Binding Bindings Policy PortsLike PrefixLike",
     "pyskl.enums": "AttachType MapType ProgramType Protocol Verdict",
     "pyskl.errors": (
         "AlreadyLoaded BadSocket BindingConflict BpfError Busy Incompatible NoSuchKey NoSuchPin NotLoaded "
