@@ -150,10 +150,13 @@ void pyskl_table_set_policy(void *memory, uint32_t label, uint32_t on_missing, u
 """
 
 # What the dispatcher's programs share with user space: bpf/abi.h without its include guard.
-ABI = "typedef uint64_t __u64; typedef uint32_t __u32; typedef uint16_t __u16; typedef uint8_t __u8;\n" + "".join(
-    line
-    for line in (HERE / "bpf/abi.h").read_text().splitlines(keepends=True)
-    if not line.startswith(("#ifndef", "#endif", "#define PYSKL_ABI_H"))
+ABI = (
+    "typedef uint64_t __u64; typedef uint32_t __u32; typedef int32_t __s32; typedef uint16_t __u16; typedef uint8_t __u8;\n"
+    + "".join(
+        line
+        for line in (HERE / "bpf/abi.h").read_text().splitlines(keepends=True)
+        if not line.startswith(("#ifndef", "#endif", "#define PYSKL_ABI_H"))
+    )
 )
 
 # A free-threaded interpreter has no stable ABI; every other one since 3.10 runs the same file.

@@ -87,7 +87,17 @@ struct pyskl_label {
 /* By number of a group. The socket of a slot is under 64 * group + slot in the sockmap. */
 struct pyskl_group {
 	__u64 filled;       /* the slots that a socket was registered in */
-	__u64 dual;         /* those of them that take IPv4 too */
+	__u64 dual;         /* those that take IPv4 too */
+};
+
+/* What was registered in a slot, by its place in the sockmap; kept when the socket dies. */
+struct pyskl_registered {
+	__u64 cookie;
+	__u8 address[16];   /* that it is bound to; of IPv4, the first 4 */
+	__u32 scope;
+	__u16 port;
+	__u8 family;        /* 0: IPv4, 1: IPv6 */
+	__u8 unused;
 };
 
 /* By number of a label, for each CPU. */
@@ -108,8 +118,9 @@ struct pyskl_decision {
 	__u32 reason;
 	__u32 label;
 	__u32 length;       /* of the prefix that matched */
-	__u32 slot;
-	__u64 cookie;
+	__s32 slot;         /* less than 0: none */
+	__u32 group;        /* that the slot is of */
+	__u32 unused;
 };
 
 #endif

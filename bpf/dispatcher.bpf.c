@@ -89,7 +89,15 @@ struct {
 	__type(value, struct pyskl_decision);
 } explained SEC(".maps");
 
-/* Of labels, by number; for user space alone. */
+/* For user space alone: what is in the sockmap, and the names of labels, by number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pyskl_registered);
+} registered SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -579,14 +587,17 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 	if (slot < 0 && !v6) { /* a socket of both families is registered as one of IPv6 */
 		index = label->group[kind | 2];
 		group = bpf_map_lookup_elem(&groups, &index);
-		if (group && group->dual)
-			slot = select_slot(ctx, index, group->dual, flow_of(ctx, shared->seed), flags);
+		if (group && group->filled & group->dual)
+			slot = select_slot(ctx, index, group->filled & group->dual, flow_of(ctx, shared->seed), flags);
 	}
 	if (slot < 0) {
+		reason = PYSKL_SIBLING;
 		index = label->group[kind];
 		if (index)
 			slot = select_sibling(ctx, index, flags);
-		reason = PYSKL_SIBLING;
+		index = label->group[kind | 2];
+		if (slot < 0 && index && !v6)
+			slot = select_sibling(ctx, index, flags);
 	}
 	if (slot < 0) {
 		switch (policy_of(number)) {
@@ -605,6 +616,7 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 		decision->label = number;
 		decision->length = found >> 32;
 		decision->slot = slot;
+		decision->group = index;
 	} else {
 		count = bpf_map_lookup_elem(&counters, &number);
 		if (count) {

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The sockets of a network namespace, whoever holds them: sock_diag(7)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyskl.enums import Protocol
+from pyskl.errors import BpfError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TCP_CLOSE, _TCP_LISTEN = 7, 10
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBBI48x")  # struct inet_diag_req_v2
+_ANSWER = struct.Struct("=BBBB2s2s16s16sIQIIIII")  # struct inet_diag_msg
+_ALIGN = 4
+_ROOM = 1 << 16
+
+
+class SocketEntry(NamedTuple):
+    """A socket as the kernel lists it: ``struct inet_diag_msg``.
+
+    Attributes:
+        cookie: by which the kernel knows it (`pyskl.socket_cookie`).
+        inode: of the file, which /proc/PID/fd names.
+        address: that it is bound to, 4 or 16 bytes.
+        port: that it is bound to.
+        receive_queue: of a listening socket, the connections that wait for accept(2); else bytes.
+    """
+
+    cookie: int
+    inode: int
+    address: bytes
+    port: int
+    receive_queue: int
+
+
+def bound_sockets(protocol: Protocol, family: int) -> Iterator[SocketEntry]:
+    """List what can be steered to in the calling thread's namespace: TCP that listens, UDP that is not connected.
+
+    Args:
+        protocol: TCP or UDP.
+        family: AF_INET or AF_INET6.
+
+    Raises:
+        BpfError: the kernel refuses (ENOENT: it was built without CONFIG_INET_DIAG, or CONFIG_INET_UDP_DIAG).
+    """
+    states = 1 << (_TCP_LISTEN if protocol == Protocol.TCP else _TCP_CLOSE)
+    request = _REQUEST.pack(family, protocol, 0, 0, states)
+    flags = _NLM_F_REQUEST | _NLM_F_DUMP
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)
+        while True:
+            data = netlink.recv(_ROOM)
+            while data:
+                size, kind, *_ = _HEADER.unpack_from(data)
+                body, data = data[_HEADER.size : size], data[-(-size // _ALIGN) * _ALIGN :]
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise _error(-int.from_bytes(body[:4], sys.byteorder, signed=True))
+                yield _entry(body)
+
+
+def _error(number: int) -> BpfError:
+    hint = "this kernel was built without CONFIG_INET_DIAG" if number == errno.ENOENT else None
+    return BpfError(number, os.strerror(number), call="SOCK_DIAG_BY_FAMILY", hint=hint)
+
+
+def _entry(body: bytes) -> SocketEntry:
+    family, _, _, _, port, _, address, _, _, cookie, _, queue, _, _, inode = _ANSWER.unpack_from(body)
+    size = 4 if family == socket.AF_INET else 16
+    return SocketEntry(cookie, inode, address[:size], int.from_bytes(port, "big"), queue)
