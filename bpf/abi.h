@@ -71,7 +71,8 @@ struct pyskl_state {
 	__u64 names;        /* changes of the labels' names */
 	__u64 sticky;       /* whether any label remembers flows */
 	__u64 tracing;      /* a bit for each listener that wants events */
-	__u64 unused[2];
+	__u64 full_speed;   /* whether the program was loaded with CAP_PERFMON */
+	__u64 unused;
 };
 
 struct pyskl_name {
