@@ -125,6 +125,7 @@ int pyskl_test_run(int program, int protocol, int family, const void *local, uin
 struct pyskl_socket_state { int domain; int type; int protocol; int listens; int reuseport; int port; };
 int pyskl_socket_state(int socket, struct pyskl_socket_state *state);
 int pyskl_dup(int fd);
+int pyskl_pidfd_getfd(int pidfd, int fd);
 int pyskl_setns(int fd);
 int pyskl_unshare(void);
 int pyskl_namespace_type(int fd);

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyskl.binding import Policy as Policy
     from pyskl.binding import PortsLike as PortsLike
     from pyskl.binding import PrefixLike as PrefixLike
+    from pyskl.dispatcher import Dispatcher as Dispatcher
     from pyskl.enums import AttachType as AttachType
     from pyskl.enums import MapType as MapType
     from pyskl.enums import ProgramType as ProgramType
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pyskl.errors import BpfError as BpfError
     from pyskl.errors import Busy as Busy
     from pyskl.errors import Incompatible as Incompatible
+    from pyskl.errors import LimitReached as LimitReached
     from pyskl.errors import NoSuchKey as NoSuchKey
     from pyskl.errors import NoSuchPin as NoSuchPin
     from pyskl.errors import NotLoaded as NotLoaded
@@ -69,6 +71,13 @@ if TYPE_CHECKING:
     from pyskl.program import ProgramInfo as ProgramInfo
     from pyskl.program import TestRun as TestRun
     from pyskl.program import query as query
+    from pyskl.report import Count as Count
+    from pyskl.report import Counters as Counters
+    from pyskl.report import Decision as Decision
+    from pyskl.report import Diff as Diff
+    from pyskl.report import LabelStatus as LabelStatus
+    from pyskl.report import Registration as Registration
+    from pyskl.report import Status as Status
     from pyskl.sockets import Socket as Socket
     from pyskl.sockets import socket_cookie as socket_cookie
 
@@ -77,9 +86,10 @@ _NAMES = {
     "pyskl._sys": "BPF_F_MMAPABLE BPF_F_NO_PREALLOC",
     "pyskl.address": "Address ProtocolLike",
     "pyskl.binding": "Binding Bindings Policy PortsLike PrefixLike",
+    "pyskl.dispatcher": "Dispatcher",
     "pyskl.enums": "AttachType MapType ProgramType Protocol Verdict",
     "pyskl.errors": (
-        "AlreadyLoaded BadSocket BindingConflict BpfError Busy Incompatible NoSuchKey NoSuchPin NotLoaded "
+        "AlreadyLoaded BadSocket BindingConflict BpfError Busy Incompatible LimitReached NoSuchKey NoSuchPin NotLoaded "
         "NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
     ),
     "pyskl.feature": "Feature features",
@@ -91,6 +101,7 @@ _NAMES = {
     "pyskl.netns": "NetNS NetNSLike",
     "pyskl.object": "BpfObject",
     "pyskl.program": "REDIRECT Program ProgramInfo TestRun query",
+    "pyskl.report": "Count Counters Decision Diff LabelStatus Registration Status",
     "pyskl.sockets": "Socket socket_cookie",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -305,4 +306,12 @@ static int pyskl_link_info(int link, struct pyskl_link_info *found)
 		found->attach_type = info.netns.attach_type;
 	}
 	return error;
+}
+
+/* pidfd_getfd(2), which glibc 2.31 does not have. */
+static int pyskl_pidfd_getfd(int pidfd, int fd)
+{
+	int copy = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+	return copy < 0 ? -errno : copy;
 }

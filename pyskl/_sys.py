@@ -664,6 +664,11 @@ def socket_state(fd: int) -> Any:
     return state
 
 
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2): duplicate an fd of another process, close-on-exec."""
+    return _check("pidfd_getfd", lib.pyskl_pidfd_getfd(pidfd, fd), needs=("CAP_SYS_PTRACE",))
+
+
 def socket_cookie(fd: int) -> int:
     """SO_COOKIE of getsockopt(2)."""
     cookie = ffi.new("uint64_t *")
@@ -675,6 +680,7 @@ def socket_cookie(fd: int) -> int:
 
 BINDING_SIZE: Final[int] = ffi.sizeof("struct pyskl_binding")
 LINE_SIZE: Final[int] = lib.PYSKL_LINE
+ABI: Final[int] = lib.PYSKL_ABI
 
 
 def _records(records: bytes | bytearray | memoryview) -> tuple[Any, int]:

@@ -157,5 +157,9 @@ class Busy(PysklError):
     pid: int | None = None
 
 
+class LimitReached(PysklError):
+    """A dispatcher has no room for more labels or sockets; what it was made for is an argument of its creation."""
+
+
 class SocketRefused(BpfError, BadSocket):
     """A map does not take this socket; `reason` says what is wrong with it."""

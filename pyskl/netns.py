@@ -127,6 +127,19 @@ class NetNS(FdOwner):
                 finally:  # a handler may have raised just before
                     _sys.setns(home)
 
+    @contextlib.contextmanager
+    def visited(self) -> Iterator[NetNS]:
+        """Be in the namespace for the length of a ``with``; a thread that is there already needs no privilege.
+
+        Raises:
+            PermissionDenied: the thread is elsewhere, and the process lacks CAP_SYS_ADMIN.
+        """
+        if os.stat(_CURRENT).st_ino == self.inode:
+            yield self
+            return
+        with self.entered():
+            yield self
+
     def __repr__(self) -> str:
         return "<NetNS closed>" if self.closed else f"<NetNS net:[{self.inode}]>"
 

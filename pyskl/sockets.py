@@ -4,18 +4,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import select
 import socket
-from typing import Any, TypeAlias
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from pyskl import _sys
 from pyskl._fd import HasFileno, fd_of
-from pyskl.errors import BpfError, SocketRefused
+from pyskl.enums import Protocol
+from pyskl.errors import BadSocket, BpfError, SocketRefused
+
+if TYPE_CHECKING:
+    from pyskl.address import Address
 
 Socket: TypeAlias = HasFileno | int
 """Anything with ``fileno()``, or an fd."""
 
 _REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EBADF, errno.EINVAL, errno.EBUSY, errno.EPROTONOSUPPORT})
 _IPPROTO_MPTCP = 262
+_SO_NETNS_COOKIE = 71  # since Linux 5.14
+_SIOCGSKNS = 0x894C  # linux/sockios.h
+_POLLRDHUP = 0x2000
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _PROTOCOLS = {
     _IPPROTO_MPTCP: "an MPTCP socket; make it with IPPROTO_TCP",
@@ -76,3 +87,112 @@ def _what_keeps_it_out(state: Any) -> str:
     if not state.reuseport:
         return "it has no SO_REUSEPORT, which this map needs: set it before bind()"
     return "it is in a state that this map does not take"
+
+
+# --- what can be steered to -------------------------------------------------------------------------------------------
+
+
+class Steerable(NamedTuple):
+    """A socket that a look-up can select.
+
+    Attributes:
+        protocol: TCP or UDP.
+        family: AF_INET or AF_INET6.
+        dual: whether one of AF_INET6 takes IPv4 too.
+        reuseport: whether SO_REUSEPORT is set.
+        cookie: by which the kernel knows it.
+        address: that it is bound to.
+    """
+
+    protocol: Protocol
+    family: socket.AddressFamily
+    dual: bool
+    reuseport: bool
+    cookie: int
+    address: Address
+
+
+def _bad(reason: str) -> NoReturn:
+    error = BadSocket(f"this socket can't be steered to: {reason}")
+    error.reason = reason
+    raise error
+
+
+def examine(sock: Socket, netns: int, netns_cookie: int) -> Steerable:
+    """Look whether a socket can be steered to in a namespace.
+
+    Args:
+        sock: the socket.
+        netns: inode of the namespace.
+        netns_cookie: its cookie (SO_NETNS_COOKIE of socket(7)), or 0 where the kernel does not tell it.
+
+    Raises:
+        BadSocket: it can't; `reason` says why.
+    """
+    fd = fd_of(sock)
+    if fd < 0:
+        _bad("the socket is closed")
+    try:
+        copy = socket.socket(fileno=_sys.dup(fd))
+    except OSError as error:
+        _bad(_what_is_wrong(fd, error.errno or 0) if error.errno in {errno.EBADF, errno.ENOTSOCK} else str(error))
+    with copy:
+        return _examine(copy, netns, netns_cookie)
+
+
+def _examine(copy: socket.socket, netns: int, netns_cookie: int) -> Steerable:
+    state = _sys.socket_state(copy.fileno())
+    listens = state.type == socket.SOCK_STREAM
+    if state.domain not in _FAMILIES or state.protocol not in {Protocol.TCP, Protocol.UDP}:
+        _bad(_what_keeps_it_out(state))
+    if listens and state.port and not state.listens and _is_shut_down(copy):
+        _bad("it was shut down")
+    if not state.port or (listens and not state.listens):
+        _bad(_what_keeps_it_out(state))
+    try:
+        peer = copy.getpeername()
+    except OSError:
+        pass
+    else:
+        _bad(f"it is connected to {peer}, and gets nothing but from there")
+    if _is_shut_down(copy):
+        _bad("it was shut down")
+    if not _is_in(copy, netns, netns_cookie):
+        _bad("it is in another network namespace than the dispatcher")
+    v6 = copy.family == socket.AF_INET6
+    return Steerable(
+        Protocol(state.protocol),
+        socket.AF_INET6 if v6 else socket.AF_INET,
+        v6 and not copy.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+        bool(state.reuseport),
+        _sys.socket_cookie(copy.fileno()),
+        copy.getsockname(),
+    )
+
+
+def _is_shut_down(copy: socket.socket) -> bool:
+    """Whether shutdown(2) was called: poll(2) tells, of a UDP socket too."""
+    poll = select.poll()
+    poll.register(copy, _POLLRDHUP)
+    return any(events & (_POLLRDHUP | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def netns_cookie_of(sock: socket.socket) -> int:
+    """SO_NETNS_COOKIE of getsockopt(2): the number of the socket's namespace, or 0 before Linux 5.14."""
+    try:
+        return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+    except OSError:
+        return 0
+
+
+def _is_in(copy: socket.socket, netns: int, netns_cookie: int) -> bool:
+    if netns_cookie:
+        return netns_cookie_of(copy) == netns_cookie
+    try:
+        fd = fcntl.ioctl(copy, _SIOCGSKNS)
+    except OSError:  # without CAP_NET_ADMIN
+        return True
+    try:
+        return os.fstat(fd).st_ino == netns
+    finally:
+        os.close(fd)

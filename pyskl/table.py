@@ -67,8 +67,7 @@ class Table:
             spare = spare * 2 + 1
 
     def close(self) -> None:
-        """Close the map; the kernel keeps it while a program uses it."""
-        self.memory = memoryview(b"")
+        """Close the map, which the kernel keeps while a program uses it; the memory goes with the last who reads it."""
         self.map.close()
 
     def get(self, prefix: bytes) -> bytearray:

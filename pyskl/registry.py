@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The sockets that are registered under labels.
+
+They are in the maps ``labels``, ``groups``, ``sockets``, ``siblings`` and ``registered`` of a dispatcher. A group has
+the 64 slots of a label for one protocol and family. A socket is put into its slot before the slot is told to be filled,
+and a group that was given to a label stays with it until no more are left: whoever looks up meanwhile finds a socket of
+that label, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyskl.enums import Protocol
+from pyskl.errors import BpfError, LimitReached, NoSuchKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from pyskl.address import Address
+    from pyskl.maps import Map
+    from pyskl.sockets import Socket, Steerable
+
+SLOTS = 64
+GROUPS = 4
+_RECORD = struct.Struct("=Q16sIHBB")  # struct pyskl_registered
+_BUSY_TRIES = 100
+_BUSY_PAUSE = 0.001
+
+
+class Slot(NamedTuple):
+    """A slot that is filled: ``kind`` is 2 for IPv6, and 1 more for UDP; ``place`` where it is in the sockmap."""
+
+    label: int
+    kind: int
+    slot: int
+    place: int
+
+
+def kind_of(protocol: Protocol, family: int) -> int:
+    """Give the number of a kind of group: there are four."""
+    return 2 * (family == socket.AF_INET6) + (protocol == Protocol.UDP)
+
+
+def of_kind(kind: int) -> tuple[Protocol, socket.AddressFamily]:
+    """Tell the protocol and family of a kind of group."""
+    return (Protocol.UDP if kind & 1 else Protocol.TCP), (socket.AF_INET6 if kind & 2 else socket.AF_INET)
+
+
+class Registry:
+    """The registered sockets of a dispatcher; the caller holds its lock while it changes them."""
+
+    def __init__(self, maps: Mapping[str, Map[Any, Any]], labels: memoryview, groups: memoryview) -> None:
+        self._sockets: Any = maps["sockets"]
+        self._siblings: Any = maps["siblings"]
+        self._records: Any = maps["registered"]
+        self._labels = labels.cast("I")  # four groups to each label
+        self._groups = groups.cast("Q")  # filled and dual of each group
+
+    @property
+    def limit(self) -> int:
+        """How many sockets can be registered."""
+        return len(self._groups) // 2 - 1
+
+    def filled(self, label: int) -> list[Slot]:
+        """List the slots of a label."""
+        found = []
+        for kind in range(GROUPS):
+            group = self._labels[label * GROUPS + kind]
+            bits = self._groups[group * 2] if group else 0
+            while bits:
+                slot = (bits & -bits).bit_length() - 1
+                bits &= bits - 1
+                found.append(Slot(label, kind, slot, group * SLOTS + slot))
+        return found
+
+    def cookie(self, index: int) -> int:
+        """Give the cookie of the socket that is at a place of the sockmap now, or 0."""
+        try:
+            return int(self._sockets[index])
+        except KeyError:
+            return 0
+
+    def record(self, index: int) -> tuple[int, Address]:
+        """Give the cookie and address of the socket that was registered at a place of the sockmap."""
+        cookie, raw, scope, port, family, _ = _RECORD.unpack(self._records[index])
+        if family:
+            return cookie, (socket.inet_ntop(socket.AF_INET6, raw), port, 0, scope)
+        return cookie, (socket.inet_ntop(socket.AF_INET, raw[:4]), port)
+
+    def put(
+        self,
+        label: int,
+        slot: int,
+        sock: Socket,
+        facts: Steerable,
+        siblings: Iterable[Socket],
+        unused: Callable[[], set[int]],
+    ) -> None:
+        """Put a socket into a slot, in the place of what is there.
+
+        Args:
+            label: number of the label.
+            slot: 0 to 63.
+            sock: the socket.
+            facts: about it.
+            siblings: other members of its SO_REUSEPORT group, to be selected when it has died.
+            unused: takes back and tells the groups that nothing uses; asked only when there are none left.
+
+        Raises:
+            LimitReached: there is no room for one more; nothing has changed.
+            BpfError: the kernel refuses the socket; nothing has changed.
+        """
+        kind = kind_of(facts.protocol, facts.family)
+        group = self._labels[label * GROUPS + kind]
+        bit = 1 << slot
+        if not group or not self._groups[group * 2] & bit:
+            if sum(map(int.bit_count, self._groups[::2])) >= self.limit:
+                unused()
+            if sum(map(int.bit_count, self._groups[::2])) >= self.limit:
+                raise LimitReached(f"{self.limit} sockets are registered; create the dispatcher with more max_sockets")
+            group = group or self._new_group(unused)
+        index = group * SLOTS + slot
+        before = self._records.get(index)
+        self._records[index] = _pack(facts)
+        try:
+            self._store(self._sockets, index, sock)
+        except BaseException:
+            if before is None:
+                del self._records[index]
+            else:
+                self._records[index] = before
+            raise
+        self._replace_siblings(group, siblings)
+        dual = self._groups[group * 2 + 1]
+        self._groups[group * 2 + 1] = dual | bit if facts.dual else dual & ~bit
+        self._groups[group * 2] |= bit
+        self._labels[label * GROUPS + kind] = group
+
+    def _new_group(self, unused: Callable[[], set[int]]) -> int:
+        """Find a group that no label has."""
+        taken = set(self._labels)
+        free = next((group for group in range(1, self.limit + 1) if group not in taken), 0)
+        return free or min(unused())
+
+    @staticmethod
+    def _store(holder: Any, index: int, sock: Socket) -> None:
+        """Put a socket into a map; one that another process receives from is busy for a moment."""
+        for left in reversed(range(_BUSY_TRIES)):
+            try:
+                holder[index] = sock
+            except BpfError as error:
+                if error.errno != errno.EBUSY or not left:
+                    raise
+                time.sleep(_BUSY_PAUSE)
+            else:
+                return
+
+    def _replace_siblings(self, group: int, siblings: Iterable[Socket]) -> None:
+        """Keep these siblings for a group, beside those that it has and that live."""
+        have = {}
+        for number in range(SLOTS):
+            with contextlib.suppress(KeyError):
+                have[int(self._siblings[group * SLOTS + number])] = number
+        free = iter(sorted(set(range(SLOTS)) - set(have.values())))
+        for sibling in siblings:
+            if (vacant := next(free, None)) is None:
+                return
+            with contextlib.suppress(BpfError):  # one that died meanwhile, or a map that is full: they are a reserve
+                self._store(self._siblings, group * SLOTS + vacant, sibling)
+
+    def empty(self, slot: Slot) -> None:
+        """Take a socket out of its slot."""
+        group = slot.place // SLOTS
+        self._groups[group * 2] &= ~(1 << slot.slot)
+        if not self._groups[group * 2]:
+            for number in range(SLOTS):
+                with contextlib.suppress(NoSuchKey):
+                    del self._siblings[group * SLOTS + number]
+        for holder in (self._sockets, self._records):
+            with contextlib.suppress(NoSuchKey):
+                del holder[slot.place]
+
+    def forget(self, labels: Iterable[int]) -> set[int]:
+        """Take the groups from labels that have no socket in them, and those that no label has: which are free now.
+
+        The caller waits for the look-ups that are under way before it gives them to others.
+        """
+        for label in labels:
+            for place in range(label * GROUPS, (label + 1) * GROUPS):
+                group = self._labels[place]
+                if group and not self._groups[group * 2]:
+                    self._labels[place] = 0
+        return set(range(1, self.limit + 1)) - set(self._labels)
+
+    def has_groups(self, label: int) -> bool:
+        """Whether a label has a group."""
+        return any(self._labels[label * GROUPS : (label + 1) * GROUPS])
+
+    def dead(self, label: int) -> Iterator[Slot]:
+        """List the slots of a label whose socket is closed."""
+        return (slot for slot in self.filled(label) if not self.cookie(slot.place))
+
+
+def _pack(facts: Steerable) -> bytes:
+    host, port, *rest = facts.address
+    v6 = facts.family == socket.AF_INET6
+    raw = socket.inet_pton(facts.family, str(host).partition("%")[0])
+    return _RECORD.pack(facts.cookie, raw, int(rest[1]) if rest else 0, port, v6, 0)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Where the objects of a dispatcher live: programs, maps, the link and the table.
+
+A `Store` is of one process, and gone with it; pyskl/pinned.py has one on bpffs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pyskl import _sys, capabilities
+from pyskl.netns import NetNS, netns_fd
+from pyskl.object import BpfObject
+from pyskl.sockets import netns_cookie_of
+from pyskl.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pyskl.link import Link
+    from pyskl.maps import Map
+    from pyskl.netns import NetNSLike
+    from pyskl.program import Program
+
+OBJECT = os.path.join(os.path.dirname(__file__), "bpf", "dispatcher.bpf.o")
+PROGRAM, EXPLAIN = "dispatch", "explain"
+SLOTS = 64
+
+# The words of struct pyskl_state.
+ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, _ = range(8)
+
+
+def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
+    """Load the programs, and make their maps for a namespace; there is no table yet.
+
+    Raises:
+        PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
+        NotSupported: the kernel has no sk_lookup.
+    """
+    room = max_sockets + 1  # group 0 is none, as label 0 is
+    loaded = BpfObject.load(
+        OBJECT,
+        max_entries={
+            "labels": max_labels + 1,
+            "names": max_labels + 1,
+            "counters": max_labels + 1,
+            "groups": room,
+            "sockets": room * SLOTS,
+            "siblings": room,
+            "registered": room,
+        },
+    )
+    try:
+        state: Any = loaded.maps["state"]
+        state = state.mmap().cast("Q")
+        state[ABI] = _sys.ABI
+        state[SEED] = int.from_bytes(os.urandom(8), "little")
+        state[FULL_SPEED] = not capabilities.missing(("CAP_PERFMON",))
+        with netns.visited(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
+            state[NETNS_COOKIE] = netns_cookie_of(inside)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+class Store:
+    """The objects of a dispatcher, and the lock of those who change it."""
+
+    path: str | None = None
+    read_only = False
+
+    def __init__(
+        self,
+        netns: NetNS,
+        programs: Mapping[str, Program],
+        maps: Mapping[str, Map[Any, Any]],
+        link: Link,
+        table: Table,
+    ) -> None:
+        self.netns = netns
+        self.programs = dict(programs)
+        self.maps = dict(maps)
+        self.link = link
+        self._table = table
+        self._lock = threading.RLock()
+        self.state = self.memory("state").cast("Q")
+
+    def memory(self, name: str) -> memoryview:
+        """Map a map of this name into memory."""
+        holder: Any = self.maps[name]
+        return holder.mmap(readonly=self.read_only)  # type: ignore[no-any-return]
+
+    @classmethod
+    def create(cls, netns: NetNSLike, max_labels: int, max_sockets: int) -> Store:
+        """Load and attach what lives as long as this process."""
+        with contextlib.ExitStack() as unless_done:
+            with netns_fd(netns) as fd:
+                space = unless_done.enter_context(NetNS.from_fd(fd))
+            loaded = load(space, max_labels, max_sockets)
+            unless_done.callback(loaded.close)
+            table = Table.build(b"", max_labels + 1, {})
+            unless_done.callback(table.close)
+            loaded.maps["tables"][0] = table.map
+            link = unless_done.enter_context(loaded.programs[PROGRAM].attach(space))
+            made = cls(space, loaded.programs, loaded.maps, link, table)
+            loaded.close()  # what was taken out of it stays
+            unless_done.pop_all()
+        return made
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Table]:
+        """Hold the lock of those who change something, and have the table that is in force."""
+        with self._lock:
+            yield self._table
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[Table]:
+        """Hold the lock of those who ask the program, and have the table that is in force."""
+        with self._lock:
+            yield self._table
+
+    def table(self) -> Table:
+        """Give the table that is in force, to read from."""
+        return self._table
+
+    def swap(self, table: Table) -> None:
+        """Put another table in force, in one step; on return no look-up sees the old one any more.
+
+        The caller holds the lock.
+        """
+        self.maps["tables"][0] = table.map
+        before, self._table = self._table, table
+        before.close()
+
+    def synchronize(self) -> None:
+        """Wait for the look-ups that are under way: an update of a map of maps does."""
+        self.maps["tables"][0] = self._table.map
+
+    def close(self) -> None:
+        """Close everything; what nobody else holds goes."""
+        self.state = memoryview(b"")
+        for owner in (self.link, *self.programs.values(), *self.maps.values(), self._table.map, self.netns):
+            owner.close()
