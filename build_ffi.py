@@ -132,6 +132,9 @@ int pyskl_namespace_type(int fd);
 int pyskl_socket_cookie(int socket, uint64_t *cookie);
 int64_t pyskl_filesystem(const char *path);
 
+/* pyskl/_prefixes.c */
+int pyskl_parse_prefixes(const char *text, size_t size, struct pyskl_binding *out, int64_t count);
+
 /* The table of a dispatcher: pyskl/_table.c. */
 int64_t pyskl_bindings_prepare(struct pyskl_binding *bindings, int64_t count, int64_t *conflict);
 void pyskl_bindings_by_precedence(struct pyskl_binding *bindings, int64_t count);

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyskl.errors import AlreadyLoaded as AlreadyLoaded
     from pyskl.errors import BadSocket as BadSocket
     from pyskl.errors import BindingConflict as BindingConflict
+    from pyskl.errors import BindingsFileError as BindingsFileError
     from pyskl.errors import BpfError as BpfError
     from pyskl.errors import Busy as Busy
     from pyskl.errors import Incompatible as Incompatible
@@ -89,8 +90,8 @@ _NAMES = {
     "pyskl.dispatcher": "Dispatcher",
     "pyskl.enums": "AttachType MapType ProgramType Protocol Verdict",
     "pyskl.errors": (
-        "AlreadyLoaded BadSocket BindingConflict BpfError Busy Incompatible LimitReached NoSuchKey NoSuchPin NotLoaded "
-        "NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
+        "AlreadyLoaded BadSocket BindingConflict BindingsFileError BpfError Busy Incompatible LimitReached NoSuchKey "
+        "NoSuchPin NotLoaded NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
     ),
     "pyskl.feature": "Feature features",
     "pyskl.link": "Link LinkInfo links",

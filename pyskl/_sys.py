@@ -687,6 +687,15 @@ def _records(records: bytes | bytearray | memoryview) -> tuple[Any, int]:
     return ffi.from_buffer("struct pyskl_binding[]", records), len(records) // BINDING_SIZE
 
 
+def parse_prefixes(text: bytes, records: bytearray) -> bool:
+    """Put prefixes, one a line, into packed bindings; one whose mark is n shares its line with the n that follow.
+
+    False: a line has no prefix that `ipaddress` would take without a scope, or there are more or fewer lines.
+    """
+    pointer, count = _records(records)
+    return not lib.pyskl_parse_prefixes(ffi.from_buffer(text), len(text), pointer, count)
+
+
 def bindings_prepare(records: bytearray) -> tuple[int, int] | None:
     """Sort packed bindings for a table, and drop what is there twice; or tell which two contradict each other."""
     conflict = ffi.new("int64_t[2]")

@@ -31,10 +31,10 @@ PrefixLike: TypeAlias = str | ipaddress.IPv4Address | ipaddress.IPv6Address | IP
 PortsLike: TypeAlias = int | str | range | None
 OnMissing: TypeAlias = Literal["reset", "hold", "fallthrough"]
 
-# struct pyskl_binding: hi, lo, label, first, last, length, family, protocol, unused, mark.
-_FIELDS: Final = Struct("=QQIHHBBBBI")
+# struct pyskl_binding of bpf/abi.h: hi, lo, label, first, last, length, family, protocol, unused, mark.
+RECORD: Final = Struct("=QQIHHBBBBI")
+RECORD_SIZE: Final = RECORD.size
 _PARTS: Final = Struct("=16sI8sI")  # the same, as Binding keeps it between the label and the mark
-RECORD_SIZE: Final = _FIELDS.size
 
 _BITS: Final[dict[object, int]] = {"tcp": 0, "udp": 1, Protocol.TCP: 0, Protocol.UDP: 1}
 _PROTOCOLS: Final = (Protocol.TCP, Protocol.UDP)
@@ -125,14 +125,14 @@ def port_ranges(ports: PortsLike | Iterable[PortsLike]) -> tuple[tuple[int, int]
         return (_port_range(ports),)
     ranges = sorted({_port_range(item) for item in ports})
     if not ranges:
-        raise ValueError(f"no ports in {ports!r}: None is all of them")
+        raise ValueError(f"no ports in {ports!r}: leave them out for all ports")
     return tuple(ranges)
 
 
 def _port_range(ports: object) -> tuple[int, int]:
     first, last = _first_and_last(ports)
     if first == last and not 0 < first <= 0xFFFF:
-        hint = ": None is all ports" if first == 0 else ""
+        hint = ": leave them out for all ports" if first == 0 else ""
         raise ValueError(f"a port is between 1 and 65535, not {ports!r}{hint}")
     if not 0 <= first <= last <= 0xFFFF:
         raise ValueError(f"a range of ports lies between 0 and 65535, and its first is not above its last: {ports!r}")
@@ -161,8 +161,13 @@ def _first_and_last(ports: object) -> tuple[int, int]:
 # -- prefixes ------------------------------------------------------------------------------------------------------
 
 
-def _parse_prefix(prefix: PrefixLike) -> tuple[int, int, int, int]:
-    """Give hi, lo, length and family of a prefix, as struct pyskl_binding has them."""
+def parse_prefix(prefix: PrefixLike) -> tuple[int, int, int, int]:
+    """Give hi, lo, length and family of a prefix, as struct pyskl_binding has them.
+
+    Raises:
+        TypeError: it is neither a str nor one of ipaddress's objects.
+        ValueError: it is no prefix, has host bits set, or a scope; the message quotes it.
+    """
     if not isinstance(prefix, str):
         if not isinstance(prefix, _PREFIXES):
             raise TypeError(f"a prefix is a str, or an address or network of ipaddress, not {prefix!r}")
@@ -175,9 +180,9 @@ def _parse_prefix(prefix: PrefixLike) -> tuple[int, int, int, int]:
             family, bits, value = 0, 32, int.from_bytes(inet_pton(AF_INET, address), "big")
         length = _LENGTHS[digits] if slash else bits
     except (OSError, ValueError, KeyError):
-        return _parse_prefix(_usual_prefix(prefix))
+        return parse_prefix(_usual_prefix(prefix))
     if length > bits or value & ((1 << bits - length) - 1):
-        return _parse_prefix(_usual_prefix(prefix))
+        return parse_prefix(_usual_prefix(prefix))
     return (value >> 64, value & _LOW_64, length, 1) if family else (value << 32, 0, length, 0)
 
 
@@ -251,8 +256,8 @@ class Binding:
             bit = _BITS[protocol]
         except (KeyError, TypeError):
             bit = _BITS[parse_protocol(protocol)]
-        hi, lo, length, family = _parse_prefix(prefix)
-        self._packed = _FIELDS.pack(hi, lo, 0, first, last, length, family, bit, 0, 0)
+        hi, lo, length, family = parse_prefix(prefix)
+        self._packed = RECORD.pack(hi, lo, 0, first, last, length, family, bit, 0, 0)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -296,7 +301,7 @@ class Binding:
     @property
     def prefix(self) -> IPNetwork:
         """The network of the destination addresses."""
-        hi, lo, _, _, _, length, family, *_ = _FIELDS.unpack(self._packed)
+        hi, lo, _, _, _, length, family, *_ = RECORD.unpack(self._packed)
         if family:
             return ipaddress.IPv6Network((hi << 64 | lo, length))
         return ipaddress.IPv4Network((hi >> 32, length))
@@ -304,14 +309,14 @@ class Binding:
     @property
     def ports(self) -> int | range | None:
         """The destination ports: None for all, an int for one, else a range."""
-        _, _, _, first, last, *_ = _FIELDS.unpack(self._packed)
+        _, _, _, first, last, *_ = RECORD.unpack(self._packed)
         if first == last:
             return int(first)
         return None if (first, last) == _ALL else range(first, last + 1)
 
     def _key(self) -> tuple[int, int, int, int, int, int, int, str]:
         """Give what bindings are ordered by."""
-        hi, lo, _, first, last, length, family, protocol, _, _ = _FIELDS.unpack(self._packed)
+        hi, lo, _, first, last, length, family, protocol, _, _ = RECORD.unpack(self._packed)
         return -length, last - first, family, hi, lo, protocol, first, self._label
 
     def __eq__(self, other: object) -> bool:
@@ -336,7 +341,7 @@ class Binding:
 
     def _words(self) -> tuple[str, ...]:
         """Give the label, protocol, prefix and ports as they are written; no ports: all."""
-        hi, lo, _, first, last, length, family, protocol, _, _ = _FIELDS.unpack(self._packed)
+        hi, lo, _, first, last, length, family, protocol, _, _ = RECORD.unpack(self._packed)
         if family:
             address = inet_ntop(AF_INET6, (hi << 64 | lo).to_bytes(16, "big"))
             if "." in address:  # ipaddress writes these in another way

@@ -135,6 +135,10 @@ class BindingConflict(PysklError, ValueError):
     bindings: tuple[object, ...] = ()
 
 
+class BindingsFileError(PysklError, ValueError):
+    """A bindings file says what can't be; the message names the entry, and quotes it."""
+
+
 class AlreadyLoaded(PysklError):
     """There is a dispatcher at this path already."""
 

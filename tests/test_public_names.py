@@ -60,6 +60,7 @@ BASES = {
     "BadSocket": (pyskl.PysklError, ValueError),
     "SocketRefused": (pyskl.BpfError, pyskl.BadSocket),
     "BindingConflict": (pyskl.PysklError, ValueError),
+    "BindingsFileError": (pyskl.PysklError, ValueError),
     "AlreadyLoaded": (pyskl.PysklError,),
     "NotLoaded": (pyskl.PysklError,),
     "Incompatible": (pyskl.PysklError,),
