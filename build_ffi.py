@@ -149,13 +149,14 @@ int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct p
 int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t count);
 int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pyskl_binding *out, int64_t room);
 int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room);
-void pyskl_table_policy(void *memory, uint32_t label, uint32_t *on_missing, uint32_t *udp_sticky);
-void pyskl_table_set_policy(void *memory, uint32_t label, uint32_t on_missing, uint32_t udp_sticky);
+uint64_t pyskl_table_policy(void *memory, uint32_t label);
+void pyskl_table_set_policy(void *memory, uint32_t label, uint64_t policy);
 """
 
 # What the dispatcher's programs share with user space: bpf/abi.h without its include guard.
 ABI = (
-    "typedef uint64_t __u64; typedef uint32_t __u32; typedef int32_t __s32; typedef uint16_t __u16; typedef uint8_t __u8;\n"
+    "typedef uint64_t __u64; typedef uint32_t __u32; typedef int32_t __s32;"
+    "typedef uint16_t __u16; typedef uint8_t __u8;\n"
     + "".join(
         line
         for line in (HERE / "bpf/abi.h").read_text().splitlines(keepends=True)

@@ -53,12 +53,14 @@ struct pyskl_family {
 	__u32 unused;
 };
 
-/* One policy: what a client gets while the label has no live socket, and the seconds that a UDP flow is remembered. */
+/* One policy, in one word: what a client gets while the label has no live socket; when its flows began to be remembered
+ * (a number of struct pyskl_state); and the seconds of silence for which one is. */
 #define PYSKL_RESET 0
 #define PYSKL_HOLD 1
 #define PYSKL_FALLTHROUGH 2
 struct pyskl_policy {
-	__u32 on_missing;
+	__u16 on_missing;
+	__u16 epoch;
 	__u32 udp_sticky;
 };
 
@@ -69,8 +71,8 @@ struct pyskl_state {
 	__u64 seed;         /* spreads flows over slots */
 	__u64 netns_cookie; /* of the namespace that the dispatcher is for; 0 where the kernel does not tell it */
 	__u64 names;        /* changes of the labels' names */
-	__u64 sticky;       /* whether any label remembers flows */
-	__u64 tracing;      /* a bit for each listener that wants events */
+	__u64 sticky;       /* how often labels began to remember flows; 0: none ever did */
+	__u64 tracing;      /* a bit for each trace that wants events */
 	__u64 full_speed;   /* whether the program was loaded with CAP_PERFMON */
 	__u64 unused;
 };
@@ -120,8 +122,39 @@ struct pyskl_decision {
 	__u32 label;
 	__u32 length;       /* of the prefix that matched */
 	__s32 slot;         /* less than 0: none */
-	__u32 group;        /* that the slot is of */
-	__u32 unused;
+};
+
+/* A UDP flow, in network byte order but for the local port, which is in the machine's, as in struct bpf_sk_lookup. */
+struct pyskl_flow {
+	__u32 remote[4];
+	__u32 local[4];
+	__u32 remote_port;
+	__u32 local_port;
+};
+
+/* Where a flow went last. */
+struct pyskl_stay {
+	__u64 cookie;
+	__u64 seen;         /* nanoseconds of CLOCK_MONOTONIC */
+	__u32 label;
+	__u32 epoch;
+};
+
+/* Which events a trace wants. */
+#define PYSKL_TRACES 8
+struct pyskl_filter {
+	__u32 label;        /* 0: any */
+	__u32 pid;          /* of the process that reads them */
+	__u64 started;      /* when that began, as /proc/PID/stat tells it */
+};
+
+struct pyskl_event {
+	__u64 time;         /* nanoseconds of CLOCK_MONOTONIC */
+	struct pyskl_flow flow;
+	__u32 kind;         /* family and protocol */
+	__u32 label;
+	__u32 reason;
+	__s32 slot;
 };
 
 #endif

@@ -89,6 +89,46 @@ struct {
 	__type(value, struct pyskl_decision);
 } explained SEC(".maps");
 
+/* All UDP sockets that were registered and are still open, by cookie: where flows that stay go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u64);
+} stayers SEC(".maps");
+
+/* UDP flows that stay: those that were seen once, and those that were seen again, which a flood of new ones can't push
+ * out. Made when a label first wants them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_LRU_HASH);
+		__uint(max_entries, 1);
+		__uint(key_size, sizeof(struct pyskl_flow));
+		__uint(value_size, sizeof(struct pyskl_stay));
+	});
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, PYSKL_TRACES);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, 1 << 16);
+	});
+} traces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, PYSKL_TRACES);
+	__type(key, __u32);
+	__type(value, struct pyskl_filter);
+} filters SEC(".maps");
+
 /* For user space alone: what is in the sockmap, and the names of labels, by number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -525,25 +565,163 @@ static __always_inline __u64 flow_of(const struct bpf_sk_lookup *ctx, __u64 seed
 	return mix(x ^ ((__u64)ctx->local_ip6[2] << 32 | ctx->local_ip6[3]));
 }
 
-static __always_inline __u32 policy_of(__u32 label)
+/* The word of a label's policy. */
+__noinline __u64 policy_of(__u32 label)
 {
 	const __u32 zero = 0;
-	struct pyskl_policy *policy;
 	struct pyskl_head *head;
 	struct table_line *line;
 	void *table;
 
 	table = bpf_map_lookup_elem(&tables, &zero);
 	if (!table)
-		return PYSKL_RESET;
+		return 0;
 	head = (void *)line_of(table, TABLE_HEAD);
 	if (!head || label >= head->labels)
-		return PYSKL_RESET;
+		return 0;
 	line = line_of(table, head->policies + label / 8);
-	if (!line)
-		return PYSKL_RESET;
-	policy = (void *)&line->words[label & 7];
-	return policy->on_missing;
+	return line ? line->words[label & 7] : 0;
+}
+
+static __always_inline void flow_key(const struct bpf_sk_lookup *ctx, struct pyskl_flow *flow)
+{
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->remote_port = ctx->remote_port;
+	flow->local_port = ctx->local_port;
+	if (ctx->family == AF_INET) {
+		flow->remote[0] = ctx->remote_ip4;
+		flow->local[0] = ctx->local_ip4;
+		return;
+	}
+	flow->remote[0] = ctx->remote_ip6[0];
+	flow->remote[1] = ctx->remote_ip6[1];
+	flow->remote[2] = ctx->remote_ip6[2];
+	flow->remote[3] = ctx->remote_ip6[3];
+	flow->local[0] = ctx->local_ip6[0];
+	flow->local[1] = ctx->local_ip6[1];
+	flow->local[2] = ctx->local_ip6[2];
+	flow->local[3] = ctx->local_ip6[3];
+}
+
+static __always_inline bool select_stayer(struct bpf_sk_lookup *ctx, __u64 cookie)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&stayers, &cookie);
+	long refused;
+
+	if (!sk)
+		return false;
+	refused = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(sk);
+	return !refused;
+}
+
+/* Select the socket where a UDP flow went last. A test run leaves no trace: `explains`. */
+__noinline int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 explains)
+{
+	const __u32 zero = 0, one = 1;
+	struct pyskl_policy policy;
+	void *once, *often;
+	struct pyskl_flow flow;
+	struct pyskl_stay *last, kept;
+	__u64 now;
+	bool again = true;
+
+	__builtin_memcpy(&policy, &word, sizeof(policy));
+	once = bpf_map_lookup_elem(&flows, &zero);
+	often = bpf_map_lookup_elem(&flows, &one);
+	if (!once || !often)
+		return 0;
+	flow_key(ctx, &flow);
+	last = bpf_map_lookup_elem(often, &flow);
+	if (!last) {
+		again = false;
+		last = bpf_map_lookup_elem(once, &flow);
+		if (!last)
+			return 0;
+	}
+	now = bpf_ktime_get_ns();
+	kept = *last;
+	if (kept.label != label || kept.epoch != policy.epoch || now - kept.seen > policy.udp_sticky * 1000000000ULL)
+		return 0;
+	if (!select_stayer(ctx, kept.cookie))
+		return 0;
+	if (explains)
+		return 1;
+	if (again) {
+		last->seen = now;
+	} else {
+		kept.seen = now;
+		bpf_map_update_elem(often, &flow, &kept, BPF_ANY);
+		bpf_map_delete_elem(once, &flow);
+	}
+	return 1;
+}
+
+/* Select the socket of a flow that is new, by what was registered in its slot, and remember it: so the socket that is
+ * remembered is the one that was selected, whatever is registered meanwhile. The slot, or less than 0. */
+__noinline int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64 flow_hash, __u64 label_epoch)
+{
+	const __u32 zero = 0, one = 1;
+	struct pyskl_registered *registration;
+	struct pyskl_stay fresh = {};
+	struct pyskl_flow flow;
+	void *once, *often;
+	__u32 i, slot, key;
+
+	once = bpf_map_lookup_elem(&flows, &zero);
+	often = bpf_map_lookup_elem(&flows, &one);
+	if (!once || !often)
+		return -1;
+	ROUNDS(i, PYSKL_SLOTS) {
+		if (!slots)
+			return -1;
+		slot = choose(slots, flow_hash) & (PYSKL_SLOTS - 1);
+		key = group * PYSKL_SLOTS + slot;
+		registration = bpf_map_lookup_elem(&registered, &key);
+		if (registration && select_stayer(ctx, registration->cookie)) {
+			fresh.cookie = registration->cookie;
+			fresh.seen = bpf_ktime_get_ns();
+			fresh.label = label_epoch;
+			fresh.epoch = label_epoch >> 32;
+			if (fresh.epoch < 1 << 16) { /* else a test run asks, which leaves no trace */
+				flow_key(ctx, &flow);
+				bpf_map_update_elem(once, &flow, &fresh, BPF_ANY);
+				bpf_map_delete_elem(often, &flow);
+			}
+			return slot;
+		}
+		slots &= ~((__u64)1 << slot);
+	}
+	return -1;
+}
+
+/* Tell those who listen what was decided. */
+__noinline int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, __u32 reason, int slot)
+{
+	struct pyskl_event event = {};
+	struct pyskl_filter *filter;
+	void *ring;
+	__u32 i, key;
+
+	event.time = bpf_ktime_get_ns();
+	flow_key(ctx, &event.flow);
+	event.label = label_kind;
+	event.kind = label_kind >> 32;
+	event.reason = reason;
+	event.slot = slot;
+#pragma unroll
+	for (i = 0; i < PYSKL_TRACES; i++) {
+		if (!(wanted >> i & 1))
+			continue;
+		key = i;
+		filter = bpf_map_lookup_elem(&filters, &key);
+		if (!filter || (filter->label && filter->label != event.label))
+			continue;
+		ring = bpf_map_lookup_elem(&traces, &key);
+		if (ring)
+			bpf_ringbuf_output(ring, &event, sizeof(event), 0);
+	}
+	return 0;
 }
 
 /* Find the socket of a look-up and select it. What was decided is written where `decision` points, if it is not NULL. */
@@ -551,12 +729,12 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 {
 	const __u32 zero = 0;
 	__u32 protocol = ctx->protocol == IPPROTO_UDP, v6 = ctx->family != AF_INET, kind = v6 * 2 + protocol;
+	__u64 found, flow = 0, policy = 0, slots, label_epoch = 0;
 	struct pyskl_counters *count;
 	struct pyskl_group *group;
 	struct pyskl_label *label;
 	struct pyskl_state *shared;
 	__u32 number, index, reason;
-	__u64 found, flow = 0;
 	int slot = -1;
 
 	if (v6)
@@ -576,19 +754,36 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 	shared = bpf_map_lookup_elem(&state, &zero);
 	if (!label || !shared)
 		return SK_PASS;
+	if (protocol && shared->sticky) {
+		policy = policy_of(number);
+		if (policy >> 32) { /* udp_sticky; without it all of this costs one comparison */
+			label_epoch = (policy & 0xffff0000) << 16 | (decision ? (__u64)1 << 48 : 0) | number;
+			if (stay(ctx, number, policy, !!decision)) {
+				reason = PYSKL_STICKY;
+				slot = 0;
+				goto decided;
+			}
+		}
+	}
 	reason = PYSKL_SELECTED;
 	index = label->group[kind];
 	group = bpf_map_lookup_elem(&groups, &index);
 	if (group && group->filled) {
-		if (group->filled & (group->filled - 1))
+		slots = group->filled;
+		if (slots & (slots - 1))
 			flow = flow_of(ctx, shared->seed);
-		slot = select_slot(ctx, index, group->filled, flow, flags);
+		slot = label_epoch ? settle(ctx, slots, index, flow, label_epoch) :
+				     select_slot(ctx, index, slots, flow, flags);
 	}
 	if (slot < 0 && !v6) { /* a socket of both families is registered as one of IPv6 */
 		index = label->group[kind | 2];
 		group = bpf_map_lookup_elem(&groups, &index);
-		if (group && group->filled & group->dual)
-			slot = select_slot(ctx, index, group->filled & group->dual, flow_of(ctx, shared->seed), flags);
+		if (group && group->filled & group->dual) {
+			slots = group->filled & group->dual;
+			flow = flow_of(ctx, shared->seed);
+			slot = label_epoch ? settle(ctx, slots, index, flow, label_epoch) :
+					     select_slot(ctx, index, slots, flow, flags);
+		}
 	}
 	if (slot < 0) {
 		reason = PYSKL_SIBLING;
@@ -600,7 +795,7 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 			slot = select_sibling(ctx, index, flags);
 	}
 	if (slot < 0) {
-		switch (policy_of(number)) {
+		switch (policy_of(number) & 0xffff) {
 		case PYSKL_FALLTHROUGH:
 			reason = PYSKL_PASSED;
 			break;
@@ -611,13 +806,15 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 			reason = PYSKL_REFUSED;
 		}
 	}
+decided:
 	if (decision) {
 		decision->reason = reason;
 		decision->label = number;
 		decision->length = found >> 32;
 		decision->slot = slot;
-		decision->group = index;
 	} else {
+		if (shared->tracing)
+			trace(ctx, shared->tracing, (__u64)kind << 32 | number, reason, slot);
 		count = bpf_map_lookup_elem(&counters, &number);
 		if (count) {
 			kind += (slot >> 31 & PYSKL_GROUPS) + (found >> 48 << 2);

@@ -777,16 +777,15 @@ def table_scan(memory: memoryview) -> bytearray:
     return found
 
 
-def table_policy(memory: memoryview, label: int) -> tuple[int, int]:
-    """Read a label's policy: on_missing, and udp_sticky in seconds."""
-    on_missing, sticky = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-    lib.pyskl_table_policy(ffi.from_buffer(memory), label, on_missing, sticky)
-    return on_missing[0], sticky[0]
+def table_policy(memory: memoryview, label: int) -> int:
+    """Read a label's policy: the word of a struct pyskl_policy."""
+    word: int = lib.pyskl_table_policy(ffi.from_buffer(memory), label)
+    return word
 
 
-def table_set_policy(memory: memoryview, label: int, on_missing: int, sticky: int) -> None:
+def table_set_policy(memory: memoryview, label: int, policy: int) -> None:
     """Write a label's policy, in one step."""
-    lib.pyskl_table_set_policy(ffi.from_buffer(memory), label, on_missing, sticky)
+    lib.pyskl_table_set_policy(ffi.from_buffer(memory), label, policy)
 
 
 # --- ELF objects ------------------------------------------------------------------------------------------------------

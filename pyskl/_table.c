@@ -720,22 +720,13 @@ static uint64_t *policy_at(void *memory, uint32_t label)
 	return words_at(memory, head_of(memory)->policies) + label;
 }
 
-void pyskl_table_policy(void *memory, uint32_t label, uint32_t *on_missing, uint32_t *udp_sticky)
+uint64_t pyskl_table_policy(void *memory, uint32_t label)
 {
-	uint64_t word = read_word(policy_at(memory, label));
-	struct pyskl_policy policy;
-
-	memcpy(&policy, &word, sizeof(policy));
-	*on_missing = policy.on_missing;
-	*udp_sticky = policy.udp_sticky;
+	return read_word(policy_at(memory, label));
 }
 
-void pyskl_table_set_policy(void *memory, uint32_t label, uint32_t on_missing, uint32_t udp_sticky)
+void pyskl_table_set_policy(void *memory, uint32_t label, uint64_t policy)
 {
-	struct pyskl_policy policy = { on_missing, udp_sticky };
-	uint64_t word;
-
-	memcpy(&word, &policy, sizeof(word));
-	publish(policy_at(memory, label), word);
+	publish(policy_at(memory, label), policy);
 	publish((uint64_t *)&head_of(memory)->edits, head_of(memory)->edits + 1);
 }

@@ -34,7 +34,7 @@ from pyskl.labels import Labels
 from pyskl.registry import GROUPS, SLOTS, Registry, of_kind
 from pyskl.report import Count, Counters, Decision, Diff, LabelStatus, Registration, Status
 from pyskl.reuseport import siblings_of
-from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, PROGRAM, Store
+from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, PROGRAM, STICKY, Store
 from pyskl.table import Table
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ _logger: Final = logging.getLogger("pyskl.dispatcher")
 _MAX_LABELS: Final = 4096
 _MAX_SOCKETS: Final = 4096
 _U24: Final = 0xFFFFFF
-_DECISION: Final = struct.Struct("=IIIiII")  # struct pyskl_decision
+_DECISION: Final = struct.Struct("=IIIi")  # struct pyskl_decision
+_POLICY: Final = struct.Struct("=HHI")  # struct pyskl_policy
 _EVENTS: Final = struct.Struct("=8Q")  # struct pyskl_counters
 _REASONS: Final = ("unbound", "selected", "sticky", "sibling", "hold", "fallthrough", "reset")
 _SELECTED: Final = frozenset({"selected", "sticky", "sibling"})
@@ -251,14 +252,25 @@ class Dispatcher(Closable):
         _sys.bindings_prepare(records)
         self._swap(records, self._policies(table))
 
-    def _swap(self, records: bytearray, policies: Mapping[int, tuple[int, int]]) -> None:
+    def _swap(self, records: bytearray, policies: Mapping[int, int]) -> None:
         """Put a new table in force."""
         self._store.swap(Table.build(records, self._labels.limit + 1, policies))
 
-    def _policies(self, table: Table) -> dict[int, tuple[int, int]]:
-        """Give what policies there are, by number of the label."""
+    def _policies(self, table: Table) -> dict[int, int]:
+        """Give what policies there are, packed, by number of the label."""
         every = ((number, table.policy(number)) for number in self._labels.names())
-        return {number: policy for number, policy in every if any(policy)}
+        return {number: policy for number, policy in every if policy}
+
+    def _pack_policy(self, policy: Policy, before: int) -> int:
+        """Give the word of a policy; a label that begins to remember flows does so in an epoch of its own."""
+        epoch = 0
+        if policy.udp_sticky:
+            _, epoch, remembered = _POLICY.unpack(before.to_bytes(8, sys.byteorder))
+            if not remembered:
+                self._store.remember_flows()
+                epoch = self._store.state[STICKY] & 0xFFFF
+        word = _POLICY.pack(ON_MISSING.index(policy.on_missing), epoch, policy.udp_sticky)
+        return int.from_bytes(word, sys.byteorder)
 
     def bindings(self) -> Bindings:
         """Give all bindings, by precedence: a sequence of which each is made when it is looked at."""
@@ -307,7 +319,8 @@ class Dispatcher(Closable):
             if policies is None:
                 in_force = self._policies(table)
             else:
-                in_force = {numbers[label]: _packed_policy(policy) for label, policy in wanted.items()}
+                of_numbers = {numbers[label]: policy for label, policy in wanted.items()}
+                in_force = {each: self._pack_policy(of_numbers[each], table.policy(each)) for each in of_numbers}
             names = dict(self._labels.names())
             diff = _diff(table.scan(), records, names)
             self._swap(records, in_force)
@@ -344,16 +357,16 @@ class Dispatcher(Closable):
             ValueError: a value that can't be; nothing has changed.
             LimitReached: there is no room for one more label.
         """
-        packed = _packed_policy(check_policy(on_missing, udp_sticky))
+        policy = check_policy(on_missing, udp_sticky)
         check_label(label)
         with self._open().writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
-            table.set_policy(number, *packed)
+            table.set_policy(number, self._pack_policy(policy, table.policy(number)))
 
     def policies(self) -> dict[str, Policy]:
         """Give the policy of each label that has another than the defaults."""
         names, table = self._labels.names(), self._open().table()
-        every = {label: _policy(*table.policy(number)) for number, label in sorted(names.items())}
+        every = {label: _unpack_policy(table.policy(number)) for number, label in sorted(names.items())}
         return {label: policy for label, policy in every.items() if policy != Policy()}
 
     # --- sockets ------------------------------------------------------------------------------------------------------
@@ -473,7 +486,7 @@ class Dispatcher(Closable):
         unused = {
             number
             for number in names
-            if number not in used and not self._registry.has_groups(number) and not any(table.policy(number))
+            if number not in used and not self._registry.has_groups(number) and not table.policy(number)
         }
         self._store.synchronize()
         for number in unused:
@@ -499,7 +512,7 @@ class Dispatcher(Closable):
         origin = source or ("::" if version == 6 else "0.0.0.0", 0)  # noqa: S104 - an address of nobody
         with self._open().explaining() as table:
             run = self._store.programs[EXPLAIN].test_run(of, destination, origin)
-            reason, number, length, slot, *_ = _DECISION.unpack(self._store.maps["explained"][0])
+            reason, number, length, slot = _DECISION.unpack(self._store.maps["explained"][0])
             group = table.get(_covering(of, version, host, length))
         if not reason:
             return Decision(run.verdict, None, None, None, 0, _REASONS[reason])
@@ -536,7 +549,7 @@ class Dispatcher(Closable):
         for number, label in sorted(names.items(), key=lambda item: item[1]):
             of_label = registered.get(label, [])
             alive = sum(each.alive for each in of_label)
-            policy = _policy(*table.policy(number))
+            policy = _unpack_policy(table.policy(number))
             if number in uses or of_label or policy != Policy():
                 labels.append(LabelStatus(label, uses.get(number, 0), alive, len(of_label) - alive, *policy))
         link = store.link.info
@@ -652,11 +665,8 @@ def _diff(old: bytearray, records: bytearray, names: Mapping[int, str]) -> Diff:
     return Diff(Bindings(_by_precedence(new), names), Bindings(_by_precedence(old), names), both)
 
 
-def _packed_policy(policy: Policy) -> tuple[int, int]:
-    return ON_MISSING.index(policy.on_missing), policy.udp_sticky
-
-
-def _policy(on_missing: int, udp_sticky: int) -> Policy:
+def _unpack_policy(word: int) -> Policy:
+    on_missing, _, udp_sticky = _POLICY.unpack(word.to_bytes(8, sys.byteorder))
     return Policy(ON_MISSING[on_missing], udp_sticky)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +59,7 @@ class Registry:
     def __init__(self, maps: Mapping[str, Map[Any, Any]], labels: memoryview, groups: memoryview) -> None:
         self._sockets: Any = maps["sockets"]
         self._siblings: Any = maps["siblings"]
+        self._stayers: Any = maps["stayers"]
         self._records: Any = maps["registered"]
         self._labels = labels.cast("I")  # four groups to each label
         self._groups = groups.cast("Q")  # filled and dual of each group
@@ -126,6 +128,8 @@ class Registry:
                 raise LimitReached(f"{self.limit} sockets are registered; create the dispatcher with more max_sockets")
             group = group or self._new_group(unused)
         index = group * SLOTS + slot
+        if facts.protocol == Protocol.UDP:
+            self._store(self._stayers, facts.cookie.to_bytes(8, sys.byteorder), sock)
         before = self._records.get(index)
         self._records[index] = _pack(facts)
         try:
@@ -149,7 +153,7 @@ class Registry:
         return free or min(unused())
 
     @staticmethod
-    def _store(holder: Any, index: int, sock: Socket) -> None:
+    def _store(holder: Any, index: int | bytes, sock: Socket) -> None:
         """Put a socket into a map; one that another process receives from is busy for a moment."""
         for left in reversed(range(_BUSY_TRIES)):
             try:

@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pyskl import _sys, capabilities
+from pyskl.maps import LruHashMap
 from pyskl.netns import NetNS, netns_fd
 from pyskl.object import BpfObject
 from pyskl.sockets import netns_cookie_of
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 OBJECT = os.path.join(os.path.dirname(__file__), "bpf", "dispatcher.bpf.o")
 PROGRAM, EXPLAIN = "dispatch", "explain"
 SLOTS = 64
+
+_FLOW_MAPS = 2  # those that were seen once, and those that were seen again
+_FLOW_SIZES = (40, 24)  # struct pyskl_flow and struct pyskl_stay
+_FLOWS = 1 << 17  # in each: an LRU map lets go of some before it is full
 
 # The words of struct pyskl_state.
 ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, _ = range(8)
@@ -51,6 +56,7 @@ def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
             "groups": room,
             "sockets": room * SLOTS,
             "siblings": room,
+            "stayers": 2 * room,
             "registered": room,
         },
     )
@@ -140,6 +146,20 @@ class Store:
     def synchronize(self) -> None:
         """Wait for the look-ups that are under way: an update of a map of maps does."""
         self.maps["tables"][0] = self._table.map
+
+    def remember_flows(self) -> None:
+        """Begin an epoch of remembered UDP flows; their maps are made for the first.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF, and they are not there yet.
+            BpfError: the kernel has no memory for them (ENOMEM).
+        """
+        flows: Any = self.maps["flows"]
+        for place in range(_FLOW_MAPS):
+            if place not in flows:
+                with LruHashMap.create(*_FLOW_SIZES, _FLOWS, name="flows") as remembered:
+                    flows[place] = remembered
+        self.state[STICKY] += 1
 
     def close(self) -> None:
         """Close everything; what nobody else holds goes."""

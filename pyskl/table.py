@@ -33,7 +33,7 @@ class Table:
         cls,
         records: bytes | bytearray,
         labels: int,
-        policies: Mapping[int, tuple[int, int]],
+        policies: Mapping[int, int],
         number: int = 0,
     ) -> Table:
         """Make a table of bindings that are prepared.
@@ -41,7 +41,7 @@ class Table:
         Args:
             records: the bindings, as `_sys.bindings_prepare` leaves them.
             labels: how many numbers labels can have.
-            policies: on_missing and udp_sticky by number of the label, where they are not 0.
+            policies: of labels, by number: words of struct pyskl_policy.
             number: of the table.
 
         Raises:
@@ -56,8 +56,8 @@ class Table:
             try:
                 for _ in range(_SEEDS):
                     if plan.fill(table.memory, records, int.from_bytes(os.urandom(8), "little"), number):
-                        for label, (on_missing, sticky) in policies.items():
-                            _sys.table_set_policy(table.memory, label, on_missing, sticky)
+                        for label, policy in policies.items():
+                            _sys.table_set_policy(table.memory, label, policy)
                         return table
                     table.memory[:] = bytes(len(table.memory))
             except BaseException:
@@ -85,10 +85,10 @@ class Table:
         """Give all bindings, in no order."""
         return _sys.table_scan(self.memory)
 
-    def policy(self, label: int) -> tuple[int, int]:
-        """Give on_missing and udp_sticky (seconds) of a label."""
+    def policy(self, label: int) -> int:
+        """Give the policy of a label: the word of a struct pyskl_policy, or 0."""
         return _sys.table_policy(self.memory, label)
 
-    def set_policy(self, label: int, on_missing: int, sticky: int) -> None:
-        """Set on_missing and udp_sticky (seconds) of a label, in one step."""
-        _sys.table_set_policy(self.memory, label, on_missing, sticky)
+    def set_policy(self, label: int, policy: int) -> None:
+        """Set the policy of a label, in one step."""
+        _sys.table_set_policy(self.memory, label, policy)
