@@ -74,7 +74,7 @@ struct pyskl_state {
 	__u64 sticky;       /* how often labels began to remember flows; 0: none ever did */
 	__u64 tracing;      /* a bit for each trace that wants events */
 	__u64 full_speed;   /* whether the program was loaded with CAP_PERFMON */
-	__u64 unused;
+	__u64 netns_inode;  /* of the namespace; another may get it when that is gone */
 };
 
 struct pyskl_name {

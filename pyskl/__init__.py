@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyskl.errors import BindingsFileError as BindingsFileError
     from pyskl.errors import BpfError as BpfError
     from pyskl.errors import Busy as Busy
+    from pyskl.errors import Damaged as Damaged
     from pyskl.errors import Incompatible as Incompatible
     from pyskl.errors import LimitReached as LimitReached
     from pyskl.errors import NoSuchKey as NoSuchKey
@@ -90,8 +91,8 @@ _NAMES = {
     "pyskl.dispatcher": "Dispatcher",
     "pyskl.enums": "AttachType MapType ProgramType Protocol Verdict",
     "pyskl.errors": (
-        "AlreadyLoaded BadSocket BindingConflict BindingsFileError BpfError Busy Incompatible LimitReached NoSuchKey "
-        "NoSuchPin NotLoaded NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
+        "AlreadyLoaded BadSocket BindingConflict BindingsFileError BpfError Busy Damaged Incompatible LimitReached "
+        "NoSuchKey NoSuchPin NotLoaded NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
     ),
     "pyskl.feature": "Feature features",
     "pyskl.link": "Link LinkInfo links",

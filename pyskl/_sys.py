@@ -562,9 +562,11 @@ def obj_pin(fd: int, path: str) -> None:
         raise _pin_error("BPF_OBJ_PIN", -result, path)
 
 
-def obj_get(path: str) -> int:
-    """BPF_OBJ_GET: an fd of what is pinned there."""
-    fd: int = lib.bpf_obj_get(os.fsencode(path))
+def obj_get(path: str, *, read_only: bool = False) -> int:
+    """BPF_OBJ_GET: an fd of what is pinned there; of a map, for reading alone where asked for (BPF_F_RDONLY)."""
+    options = ffi.new("struct bpf_obj_get_opts *", {"file_flags": lib.BPF_F_RDONLY if read_only else 0})
+    options.sz = ffi.sizeof(options[0])
+    fd: int = lib.bpf_obj_get_opts(os.fsencode(path), options)
     if fd < 0:
         raise _pin_error("BPF_OBJ_GET", -fd, path)
     return fd
@@ -751,10 +753,16 @@ class Plan:
         return bool(result != -errno.EAGAIN and not _check("malloc", result))
 
 
+def _writable(memory: memoryview) -> Any:
+    if memory.readonly:
+        raise _error("BPF_MAP_UPDATE_ELEM", errno.EPERM)
+    return ffi.from_buffer(memory, require_writable=True)
+
+
 def table_set(memory: memoryview, group: bytes | bytearray, count: int) -> bool:
     """Let one prefix have these bindings, prepared. False: the table has no room."""
     pointer, _ = _records(group)
-    result = lib.pyskl_table_set(ffi.from_buffer(memory), pointer, count)
+    result = lib.pyskl_table_set(_writable(memory), pointer, count)
     return bool(result != -errno.ENOSPC and not _check("malloc", result))
 
 
@@ -785,7 +793,7 @@ def table_policy(memory: memoryview, label: int) -> int:
 
 def table_set_policy(memory: memoryview, label: int, policy: int) -> None:
     """Write a label's policy, in one step."""
-    lib.pyskl_table_set_policy(ffi.from_buffer(memory), label, policy)
+    lib.pyskl_table_set_policy(_writable(memory), label, policy)
 
 
 # --- ELF objects ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import ipaddress
 import logging
 import socket
@@ -13,7 +14,7 @@ from array import array
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from pyskl import _sys, parking, sock_diag, sockets
+from pyskl import _sys, mending, parking, sock_diag, sockets
 from pyskl._fd import Closable
 from pyskl.address import parse_endpoint, parse_protocol
 from pyskl.binding import (
@@ -31,10 +32,11 @@ from pyskl.binding import (
 )
 from pyskl.enums import Protocol
 from pyskl.labels import Labels
+from pyskl.pinned import PinnedStore
 from pyskl.registry import GROUPS, SLOTS, Registry, of_kind
 from pyskl.report import Count, Counters, Decision, Diff, LabelStatus, Registration, Status
 from pyskl.reuseport import siblings_of
-from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, PROGRAM, STICKY, Store
+from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, NETNS_INODE, PROGRAM, STICKY, Store
 from pyskl.table import Table
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from pyskl.link import Link
     from pyskl.maps import Map
     from pyskl.netns import NetNS, NetNSLike
+    from pyskl.pinning import StrPath
     from pyskl.program import Program
     from pyskl.registry import Slot
     from pyskl.sockets import Socket
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger("pyskl.dispatcher")
 _MAX_LABELS: Final = 4096
 _MAX_SOCKETS: Final = 4096
+_TIMEOUT: Final = 10.0
 _U24: Final = 0xFFFFFF
 _DECISION: Final = struct.Struct("=IIIi")  # struct pyskl_decision
 _POLICY: Final = struct.Struct("=HHI")  # struct pyskl_policy
@@ -84,7 +88,7 @@ class Dispatcher(Closable):
         self._registry = Registry(store.maps, store.memory("labels"), store.memory("groups"))
         self._parking = parking.Parking()
         self._closed = False
-        if not store.read_only:
+        if not store.read_only and store.netns is not None:
             self._parking = parking.Parking.keep(store.maps["parking"], store.netns)  # type: ignore[arg-type]
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -94,25 +98,108 @@ class Dispatcher(Closable):
         cls,
         netns: NetNSLike = None,
         *,
+        path: StrPath | None = None,
         max_labels: int = _MAX_LABELS,
         max_sockets: int = _MAX_SOCKETS,
+        group: int | str | None = None,
+        group_sockets: bool = False,
+        timeout: float = _TIMEOUT,
     ) -> Dispatcher:
         """Make a dispatcher and attach it to a network namespace.
 
         Args:
             netns: the namespace; the calling thread's own where None.
+            path: a new folder on bpffs, in which everything is pinned, so that it outlives the process; None: it lives
+                as long as the process.
             max_labels: how many labels there can be.
             max_sockets: how many sockets can be registered.
+            group: whose members may read what is pinned: its name or number.
+            group_sockets: whether they may register sockets, too.
+            timeout: how long calls wait for other processes' changes, in seconds.
 
         Raises:
+            AlreadyLoaded: there is a dispatcher at the path.
             PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN. CAP_PERFMON buys full speed.
             NotSupported: the kernel has no sk_lookup (Linux 5.9).
-            BpfError: the namespace has 64 programs already (E2BIG).
+            BpfError: the namespace has 64 programs already (E2BIG), or the path is not on bpffs (EPERM).
+            KeyError: there is no such group.
         """
         for what, number in (("max_labels", max_labels), ("max_sockets", max_sockets)):
             if not 0 < number < _U24:
                 raise ValueError(f"{what} is between 1 and {_U24 - 1}, not {number!r}")
-        return cls(Store.create(netns, max_labels, max_sockets))
+        if path is None:
+            return cls(Store.create(netns, max_labels, max_sockets))
+        return cls(
+            PinnedStore.load(
+                path,
+                netns,
+                max_labels,
+                max_sockets,
+                group=grp.getgrnam(group).gr_gid if isinstance(group, str) else group,
+                group_sockets=group_sockets,
+                timeout=timeout,
+            )
+        )
+
+    @classmethod
+    def open(cls, path: StrPath, *, read_only: bool = False, timeout: float = _TIMEOUT) -> Dispatcher:
+        """Open the dispatcher that is pinned at a path.
+
+        Args:
+            path: its folder.
+            read_only: whether only to read: that takes no lock and changes nothing.
+            timeout: how long this call, and each change, waits for other processes' changes, in seconds.
+
+        Raises:
+            NotLoaded: there is none.
+            Incompatible: another version made it, with other maps.
+            Damaged: something of it is missing, or its link is attached to nothing.
+            Busy: another process held the lock for longer than that; `pid` tells which.
+            PermissionError: this user may not.
+        """
+        return cls(PinnedStore.open(path, read_only=read_only, timeout=timeout))
+
+    @staticmethod
+    def remove(path: StrPath, *, timeout: float = _TIMEOUT) -> None:
+        """Detach and remove what is pinned at a path, in whatever state it is.
+
+        Raises:
+            NotLoaded: there is nothing.
+            Busy: another process held the lock for too long.
+        """
+        PinnedStore.remove(path, timeout=timeout)
+
+    @staticmethod
+    def repair(path: StrPath, *, timeout: float = _TIMEOUT) -> tuple[str, ...]:
+        """Mend the dispatcher at a path: missing pins, foreign files, a link that was severed.
+
+        Returns:
+            What was done, in sentences; none where all was well.
+
+        Raises:
+            NotLoaded: there is nothing.
+            Damaged: it can't be mended.
+            PermissionDenied: the process lacks CAP_SYS_ADMIN, which opening by id needs.
+            Busy: another process held the lock for too long.
+        """
+        return mending.repair(path, timeout=timeout)
+
+    def unload(self) -> None:
+        """Detach the program for all, remove what is pinned, and close."""
+        store = self._open()
+        if store.path is not None:
+            PinnedStore.remove(store.path, timeout=_TIMEOUT)
+        else:
+            store.attached().detach()
+        self.close()
+
+    def upgrade(self) -> None:
+        """Put the programs of this version of pyskl in the place of those that run: in one step, under traffic.
+
+        Raises:
+            PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
+        """
+        self._open().upgrade()
 
     @property
     def closed(self) -> bool:
@@ -128,11 +215,12 @@ class Dispatcher(Closable):
 
     def fileno(self) -> int:
         """Give the fd of the link."""
-        return self._open().link.fileno()
+        return self._open().attached().fileno()
 
     def _open(self) -> Store:
         if self._closed:
             raise ValueError("operation on a closed Dispatcher")
+        self._store.refresh()
         return self._store
 
     @property
@@ -143,12 +231,12 @@ class Dispatcher(Closable):
     @property
     def program(self) -> Program:
         """The attached program."""
-        return self._open().programs[PROGRAM]
+        return self._open().program(PROGRAM)
 
     @property
     def link(self) -> Link:
         """What keeps the program attached."""
-        return self._open().link
+        return self._open().attached()
 
     @property
     def maps(self) -> Mapping[str, Map[Any, Any]]:
@@ -392,10 +480,10 @@ class Dispatcher(Closable):
         if not 0 <= slot < SLOTS:
             raise ValueError(f"a slot is between 0 and {SLOTS - 1}, not {slot!r}")
         store = self._open()
-        facts = sockets.examine(sock, store.netns.inode, store.state[NETNS_COOKIE])
+        facts = sockets.examine(sock, store.state[NETNS_INODE], store.state[NETNS_COOKIE])
         with contextlib.ExitStack() as closing, store.writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
-            siblings = siblings_of(facts, store.netns) if facts.reuseport else ()
+            siblings = siblings_of(facts, store.netns) if facts.reuseport and store.netns else ()
             copies = [closing.enter_context(sibling) for sibling in siblings]
             self._registry.put(number, slot, sock, facts, copies, self._unused_groups)
         return Registration(label, facts.protocol, facts.family, slot, facts.cookie, facts.address, alive=True)
@@ -511,7 +599,7 @@ class Dispatcher(Closable):
         version, host, port = parse_endpoint(destination)
         origin = source or ("::" if version == 6 else "0.0.0.0", 0)  # noqa: S104 - an address of nobody
         with self._open().explaining() as table:
-            run = self._store.programs[EXPLAIN].test_run(of, destination, origin)
+            run = self._store.program(EXPLAIN).test_run(of, destination, origin)
             reason, number, length, slot = _DECISION.unpack(self._store.maps["explained"][0])
             group = table.get(_covering(of, version, host, length))
         if not reason:
@@ -552,14 +640,14 @@ class Dispatcher(Closable):
             policy = _unpack_policy(table.policy(number))
             if number in uses or of_label or policy != Policy():
                 labels.append(LabelStatus(label, uses.get(number, 0), alive, len(of_label) - alive, *policy))
-        link = store.link.info
+        link = None if store.link is None else store.link.info
         return Status(
             path=store.path,
             abi=store.state[ABI],
-            netns_inode=store.netns.inode,
-            program_id=link.prog_id,
-            link_id=link.id,
-            attached=link.netns_inode == store.netns.inode,
+            netns_inode=store.state[NETNS_INODE],
+            program_id=None if link is None else link.prog_id,
+            link_id=None if link is None else link.id,
+            attached=None if link is None else link.netns_inode == store.state[NETNS_INODE],
             full_speed=bool(store.state[FULL_SPEED]),
             bindings=len(records) // RECORD_SIZE,
             sockets=sum(label.sockets for label in labels),
@@ -677,9 +765,11 @@ def _counters(cpus: list[tuple[int, ...]]) -> Counters:
     return Counters(sum(totals[:GROUPS]), sum(totals[GROUPS:]), MappingProxyType(by))
 
 
-def _listening(netns: NetNS) -> dict[int, Address] | None:
+def _listening(netns: NetNS | None) -> dict[int, Address] | None:
     """Give the cookies and addresses of the sockets that listen in a namespace; None where it can't be entered."""
     found: dict[int, Address] = {}
+    if netns is None:
+        return None
     try:
         with netns.visited():
             for family in (socket.AF_INET, socket.AF_INET6):

@@ -147,6 +147,10 @@ class NotLoaded(PysklError):
     """There is no dispatcher at this path."""
 
 
+class Damaged(PysklError):
+    """Something of the dispatcher at this path is missing, or it is attached to nothing."""
+
+
 class Incompatible(PysklError):
     """The dispatcher at this path was made by a version that this one can neither use nor upgrade."""
 

@@ -18,7 +18,7 @@ from pyskl import _sys, sockets
 from pyskl._fd import fd_of
 from pyskl.enums import MapType
 from pyskl.errors import BpfError, NoSuchKey, NotSupported
-from pyskl.pinning import KernelObject, fd_of_kind
+from pyskl.pinning import KernelObject, StrPath, fd_of_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,6 +69,7 @@ class Map(KernelObject, MutableMapping[K, V]):
 
     _kind = "map"
     _classes: ClassVar[dict[MapType, type[Map[Any, Any]]]] = {}
+    read_only = False  # whether it was opened for reading alone
     _batches: ClassVar[bool] = True  # whether any kernel reads and writes many entries at once
 
     def _learn(self) -> None:
@@ -140,6 +141,23 @@ class Map(KernelObject, MutableMapping[K, V]):
             flags |= _sys.BPF_F_NO_PREALLOC
         like = None if inner is None else fd_of_kind(inner, "map")
         return cls.own(_sys.map_create(kind, encoded, key_size, value_size, max_entries, flags, like))
+
+    @classmethod
+    def from_pin(cls, path: StrPath, *, read_only: bool = False) -> Self:
+        """Open a map that is pinned at a path (``BPF_OBJ_GET``).
+
+        Args:
+            path: on bpffs.
+            read_only: whether for reading alone (``BPF_F_RDONLY``), which read permission on the file is enough for.
+
+        Raises:
+            NoSuchPin: nothing is there (a FileNotFoundError, too).
+            TypeError: another kind of object is pinned there.
+            BpfError: the path is not on bpffs, or its mode forbids it (EACCES).
+        """
+        opened = super()._from_pin(path, read_only=read_only)
+        opened.read_only = read_only
+        return opened
 
     @property
     def info(self) -> MapInfo:
@@ -532,6 +550,13 @@ class ArrayMap(_Full[bytes]):
         size = -(-self._value_size // 8) * 8 * self._entries
         view = memoryview(_sys.mmap(self.fileno(), size, readonly=readonly))[:size]
         return view.toreadonly() if readonly else view
+
+    def snapshot(self) -> bytearray:
+        """Read the whole array as `mmap` would show it now, for who may not map it: it was opened for reading alone."""
+        whole = bytearray()
+        for value in self.values():
+            whole += value
+        return whole
 
 
 class PerCpuArrayMap(_PerCpu[int], _Full[tuple[bytes, ...]]):

@@ -97,8 +97,12 @@ class KernelObject(FdOwner):
             TypeError: another kind of object is pinned there.
             BpfError: the path is not on bpffs, or its mode forbids it (EACCES).
         """
+        return cls._from_pin(path)
+
+    @classmethod
+    def _from_pin(cls, path: StrPath, *, read_only: bool = False) -> Self:
         name = _text(path)
-        opened = cls._checked(_sys.obj_get(name), f"what is pinned at {name!r}")
+        opened = cls._checked(_sys.obj_get(name, read_only=read_only), f"what is pinned at {name!r}")
         opened._remember(name)
         return opened
 

@@ -125,9 +125,10 @@ class Status(NamedTuple):
         path: its folder on bpffs, or None where it is ephemeral.
         abi: the number of its maps' layout.
         netns_inode: of its network namespace.
-        program_id: of the attached program.
-        link_id: of the link.
-        attached: whether the link holds the program in the namespace; false once that is gone, or the link detached.
+        program_id: of the attached program; None where this user may not open the link.
+        link_id: of the link, likewise.
+        attached: whether the link holds the program in the namespace, likewise; false once that is gone, or the link
+            detached.
         full_speed: whether the program was loaded with CAP_PERFMON, and so without the barriers against speculation.
         bindings: how many there are.
         sockets: how many live sockets are registered.
@@ -142,9 +143,9 @@ class Status(NamedTuple):
     path: str | None
     abi: int
     netns_inode: int
-    program_id: int
-    link_id: int
-    attached: bool
+    program_id: int | None
+    link_id: int | None
+    attached: bool | None
     full_speed: bool
     bindings: int
     sockets: int

@@ -18,6 +18,7 @@ from pyskl.errors import BadSocket, BpfError, SocketRefused
 
 if TYPE_CHECKING:
     from pyskl.address import Address
+    from pyskl.netns import NetNS
 
 Socket: TypeAlias = HasFileno | int
 """Anything with ``fileno()``, or an fd."""
@@ -175,6 +176,16 @@ def _is_shut_down(copy: socket.socket) -> bool:
     poll = select.poll()
     poll.register(copy, _POLLRDHUP)
     return any(events & (_POLLRDHUP | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def cookie_of_netns(netns: NetNS) -> int:
+    """Give the cookie of a namespace, or 0 before Linux 5.14.
+
+    Raises:
+        PermissionDenied: the thread is elsewhere, and the process lacks CAP_SYS_ADMIN.
+    """
+    with netns.visited(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
+        return netns_cookie_of(inside)
 
 
 def netns_cookie_of(sock: socket.socket) -> int:

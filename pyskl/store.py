@@ -7,16 +7,17 @@ A `Store` is of one process, and gone with it; pyskl/pinned.py has one on bpffs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
 from pyskl import _sys, capabilities
+from pyskl.errors import BpfError
 from pyskl.maps import LruHashMap
 from pyskl.netns import NetNS, netns_fd
 from pyskl.object import BpfObject
-from pyskl.sockets import netns_cookie_of
+from pyskl.sockets import cookie_of_netns
 from pyskl.table import Table
 
 if TYPE_CHECKING:
@@ -30,13 +31,33 @@ if TYPE_CHECKING:
 OBJECT = os.path.join(os.path.dirname(__file__), "bpf", "dispatcher.bpf.o")
 PROGRAM, EXPLAIN = "dispatch", "explain"
 SLOTS = 64
+# What programs of all versions share, if they have the same ABI.
+MAPS = frozenset(
+    {
+        "counters",
+        "explained",
+        "filters",
+        "flows",
+        "groups",
+        "labels",
+        "names",
+        "parking",
+        "registered",
+        "siblings",
+        "sockets",
+        "state",
+        "stayers",
+        "tables",
+        "traces",
+    }
+)
 
 _FLOW_MAPS = 2  # those that were seen once, and those that were seen again
 _FLOW_SIZES = (40, 24)  # struct pyskl_flow and struct pyskl_stay
 _FLOWS = 1 << 17  # in each: an LRU map lets go of some before it is full
 
 # The words of struct pyskl_state.
-ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, _ = range(8)
+ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, NETNS_INODE = range(8)
 
 
 def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
@@ -65,13 +86,18 @@ def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
         state = state.mmap().cast("Q")
         state[ABI] = _sys.ABI
         state[SEED] = int.from_bytes(os.urandom(8), "little")
-        state[FULL_SPEED] = not capabilities.missing(("CAP_PERFMON",))
-        with netns.visited(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
-            state[NETNS_COOKIE] = netns_cookie_of(inside)
+        state[FULL_SPEED] = _is_fast()
+        state[NETNS_INODE] = netns.inode
+        state[NETNS_COOKIE] = cookie_of_netns(netns)
     except BaseException:
         loaded.close()
         raise
     return loaded
+
+
+def _is_fast() -> bool:
+    """Whether what is loaded now is loaded without the verifier's barriers against speculation."""
+    return not capabilities.missing(("CAP_PERFMON",))
 
 
 class Store:
@@ -82,10 +108,10 @@ class Store:
 
     def __init__(
         self,
-        netns: NetNS,
+        netns: NetNS | None,
         programs: Mapping[str, Program],
         maps: Mapping[str, Map[Any, Any]],
-        link: Link,
+        link: Link | None,
         table: Table,
     ) -> None:
         self.netns = netns
@@ -94,12 +120,46 @@ class Store:
         self.link = link
         self._table = table
         self._lock = threading.RLock()
+        self._copies: dict[str, memoryview] = {}
         self.state = self.memory("state").cast("Q")
 
     def memory(self, name: str) -> memoryview:
-        """Map a map of this name into memory."""
+        """Give the memory of a map; that of one which this user may only read is a copy, until `refresh` is called."""
         holder: Any = self.maps[name]
-        return holder.mmap(readonly=self.read_only)  # type: ignore[no-any-return]
+        if not holder.read_only:
+            return holder.mmap(readonly=self.read_only)  # type: ignore[no-any-return]
+        copy = self._copies[name] = memoryview(holder.snapshot())
+        return copy.toreadonly()
+
+    def refresh(self) -> None:
+        """Read again what is a copy."""
+        for name, copy in self._copies.items():
+            holder: Any = self.maps[name]
+            copy[:] = holder.snapshot()
+
+    def attached(self) -> Link:
+        """Give the link.
+
+        Raises:
+            BpfError: this user may not open it (EACCES).
+        """
+        if self.link is None:
+            raise self._denied("link")
+        return self.link
+
+    def program(self, name: str) -> Program:
+        """Give a program by its name.
+
+        Raises:
+            BpfError: this user may not open it (EACCES).
+        """
+        if name not in self.programs:
+            raise self._denied("program")
+        return self.programs[name]
+
+    def _denied(self, what: str) -> BpfError:
+        hint = f"the {what} of a dispatcher is for its owner alone"
+        return BpfError(errno.EACCES, os.strerror(errno.EACCES), call="BPF_OBJ_GET", hint=hint, filename=self.path)
 
     @classmethod
     def create(cls, netns: NetNSLike, max_labels: int, max_sockets: int) -> Store:
@@ -147,6 +207,29 @@ class Store:
         """Wait for the look-ups that are under way: an update of a map of maps does."""
         self.maps["tables"][0] = self._table.map
 
+    def new_programs(self) -> dict[str, Program]:
+        """Load the programs of this version, over the same maps."""
+        with BpfObject.load(OBJECT, reuse={name: self.maps[name] for name in MAPS}) as loaded:
+            return dict(loaded.programs)
+
+    def upgrade(self) -> None:
+        """Put the programs of this version in the place of those that run, under traffic."""
+        with self.writing():
+            self._take(self.new_programs())
+
+    def _take(self, programs: dict[str, Program]) -> None:
+        """Run other programs from now on."""
+        try:
+            self.attached().update(programs[PROGRAM])
+        except BaseException:
+            for program in programs.values():
+                program.close()
+            raise
+        before, self.programs = self.programs, programs
+        self.state[FULL_SPEED] = _is_fast()
+        for program in before.values():
+            program.close()
+
     def remember_flows(self) -> None:
         """Begin an epoch of remembered UDP flows; their maps are made for the first.
 
@@ -165,4 +248,5 @@ class Store:
         """Close everything; what nobody else holds goes."""
         self.state = memoryview(b"")
         for owner in (self.link, *self.programs.values(), *self.maps.values(), self._table.map, self.netns):
-            owner.close()
+            if owner is not None:
+                owner.close()

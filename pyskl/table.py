@@ -24,9 +24,14 @@ _SPARE = 2  # sixteenths that are left for changes in place
 class Table:
     """A table, over its map; `close()` closes that one."""
 
-    def __init__(self, holder: ArrayMap, *, read_only: bool = False) -> None:
+    def __init__(self, holder: ArrayMap) -> None:
         self.map = holder
-        self.memory = holder.mmap(readonly=read_only)
+        self._memory = None if holder.read_only else holder.mmap()
+
+    @property
+    def memory(self) -> memoryview:
+        """The table as it is now: shared memory, or a copy for who may only read."""
+        return memoryview(self.map.snapshot()).toreadonly() if self._memory is None else self._memory
 
     @classmethod
     def build(
