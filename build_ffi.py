@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Build the extension module over libbpf, and the BPF objects that ship beside it.
 
-CDEF declares what Python may call: libbpf's own functions, and those of pyskl/_libbpf.c. Setuptools runs the two
-commands at the end.
+CDEF declares what Python may call: libbpf's own functions, and those of pyskl/_*.c. Setuptools runs the two commands
+at the end.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ int pyskl_sockets_update(int map, const char *keys, uint32_t key_size, const int
                          uint32_t value_size, uint32_t *done);
 int pyskl_test_run(int program, int protocol, int family, const void *local, uint16_t local_port, const void *remote,
                    uint16_t remote_port, int repeat, uint32_t *verdict, uint64_t *cookie, uint32_t *duration);
-struct pyskl_socket_state { int domain; int type; int protocol; int listens; int reuseport; int port; };
+struct pyskl_socket_state { int domain; int type; int protocol; int listens; int reuseport; int port; int connected; };
 int pyskl_socket_state(int socket, struct pyskl_socket_state *state);
 int pyskl_dup(int fd);
 int pyskl_pidfd_getfd(int pidfd, int fd);
@@ -133,6 +133,7 @@ int pyskl_unshare(void);
 int pyskl_namespace_type(int fd);
 int pyskl_socket_cookie(int socket, uint64_t *cookie);
 int64_t pyskl_filesystem(const char *path);
+int pyskl_grace_period(void);
 
 /* pyskl/_prefixes.c */
 int pyskl_parse_prefixes(const char *text, size_t size, struct pyskl_binding *out, int64_t count);
@@ -153,6 +154,16 @@ int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pys
 int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room);
 uint64_t pyskl_table_policy(void *memory, uint32_t label);
 void pyskl_table_set_policy(void *memory, uint32_t label, uint64_t policy);
+
+/* pyskl/_datagrams.c; pyskl/_sys.py reads and writes the structs as bytes. */
+struct pyskl_received { ...; };
+struct pyskl_outgoing { ...; };
+struct pyskl_batch { unsigned truncated; char *data; struct pyskl_received *received; ...; };
+struct pyskl_batch *pyskl_batch_new(unsigned count, size_t size);
+void pyskl_batch_free(struct pyskl_batch *batch);
+int pyskl_batch_receive(struct pyskl_batch *batch, int socket, unsigned count, size_t size);
+int64_t pyskl_send(const char *described, unsigned count, const char *data);
+int pyskl_mute(int socket);
 """
 
 # What the dispatcher's programs share with user space: bpf/abi.h without its include guard.

@@ -11,6 +11,7 @@ A module is loaded when the first of its names is used (PEP 562), so that each d
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pyskl import udp as udp
     from pyskl._sys import BPF_F_MMAPABLE as BPF_F_MMAPABLE
     from pyskl._sys import BPF_F_NO_PREALLOC as BPF_F_NO_PREALLOC
     from pyskl.address import Address as Address
@@ -105,6 +106,7 @@ _NAMES = {
     "pyskl.program": "REDIRECT Program ProgramInfo TestRun query",
     "pyskl.report": "Count Counters Decision Diff LabelStatus Registration Status",
     "pyskl.sockets": "Socket socket_cookie",
+    "pyskl.udp": "udp",  # a module that is public as it is
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -114,7 +116,8 @@ __all__ = list(_HOMES)  # type checkers go by the imports
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'pyskl' has no attribute {name!r}")
-    value: object = getattr(__import__(_HOMES[name], fromlist=[name]), name)
+    module = __import__(_HOMES[name], fromlist=[name])
+    value: object = module if _HOMES[name] == f"pyskl.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include <linux/magic.h>
+#include <linux/membarrier.h>
 #include <linux/nsfs.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -241,7 +242,7 @@ static int pyskl_namespace_type(int fd)
 }
 
 struct pyskl_socket_state {
-	int domain, type, protocol, listens, reuseport, port;
+	int domain, type, protocol, listens, reuseport, port, connected;
 };
 
 static int pyskl_socket_state(int socket, struct pyskl_socket_state *state)
@@ -254,6 +255,8 @@ static int pyskl_socket_state(int socket, struct pyskl_socket_state *state)
 		if (getsockopt(socket, SOL_SOCKET, names[i], values[i], &size))
 			return -errno;
 	state->port = port_of(socket);
+	size = 0;
+	state->connected = !getpeername(socket, NULL, &size);
 	return 0;
 }
 
@@ -287,6 +290,11 @@ static int64_t pyskl_filesystem(const char *path)
 	struct statfs status;
 
 	return statfs(path, &status) ? -errno : (int64_t)(uint32_t)status.f_type;
+}
+
+static int pyskl_grace_period(void)
+{
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) ? -errno : 0;
 }
 
 struct pyskl_link_info {

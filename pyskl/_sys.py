@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+import struct
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pyskl import capabilities
 from pyskl._libbpf import ffi, lib
@@ -26,9 +27,11 @@ from pyskl.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Self
+
+Name = TypeVar("Name")
 
 BPF_ANY: Final[int] = lib.BPF_ANY
 BPF_NOEXIST: Final[int] = lib.BPF_NOEXIST
@@ -46,6 +49,8 @@ _ENOTSUPP: Final = 524
 _LIBBPF_ERRNO: Final = 4000
 _LIBBPF_FORMAT: Final = 4001
 _LIBBPF_UNREADABLE: Final = frozenset({4000, _LIBBPF_FORMAT, 4003})  # LIBELF, FORMAT, ENDIAN
+
+_SIOCGSKNS: Final = 0x894C  # <linux/sockios.h>
 
 MOUNT_BPFFS: Final = "mount -t bpf bpf /sys/fs/bpf"
 
@@ -107,6 +112,7 @@ _NEEDS: Final = {
     "BPF_LINK_GET_FD_BY_ID": _BY_ID,
     "BPF_LINK_GET_NEXT_ID": _BY_ID,
     "setns": ("CAP_SYS_ADMIN",),
+    "SIOCGSKNS": ("CAP_NET_ADMIN",),
     "unshare": ("CAP_SYS_ADMIN",),
 }
 
@@ -678,6 +684,25 @@ def socket_cookie(fd: int) -> int:
     return int(cookie[0])
 
 
+def socket_netns(fd: int) -> int:
+    """SIOCGSKNS: an fd of the network namespace that a socket is in."""
+    import fcntl  # noqa: PLC0415 - few need it
+
+    try:
+        return fcntl.ioctl(fd, _SIOCGSKNS)
+    except OSError as error:
+        raise _error("SIOCGSKNS", error.errno or 0) from None
+
+
+def grace_period() -> bool:
+    """MEMBARRIER_CMD_GLOBAL: wait until no packet is on its way with what a look-up found before; whether it could.
+
+    It is synchronize_rcu() in the kernel, and takes some 10 ms. A kernel that keeps CPUs free of ticks (nohz_full)
+    refuses it, and so may a seccomp filter.
+    """
+    return bool(lib.pyskl_grace_period() == 0)
+
+
 # --- the table of a dispatcher ----------------------------------------------------------------------------------------
 
 BINDING_SIZE: Final[int] = ffi.sizeof("struct pyskl_binding")
@@ -794,6 +819,65 @@ def table_policy(memory: memoryview, label: int) -> int:
 def table_set_policy(memory: memoryview, label: int, policy: int) -> None:
     """Write a label's policy, in one step."""
     lib.pyskl_table_set_policy(_writable(memory), label, policy)
+
+
+# --- datagrams --------------------------------------------------------------------------------------------------------
+
+
+# The structs of pyskl/_datagrams.c; an address is 28 bytes as the kernel has it (struct sockaddr_in6), or zeros.
+_RECEIVED: Final = struct.Struct("=II28s28s")
+_OUTGOING: Final = struct.Struct("=iI28s28s")
+
+
+class DatagramBatch:
+    """Room for up to `count` datagrams, of up to `size` bytes each. One thread uses it at a time."""
+
+    def __init__(self, count: int, size: int) -> None:
+        batch = lib.pyskl_batch_new(count, size)
+        if not batch:
+            raise MemoryError(f"no memory for {count} datagrams of {size} bytes")
+        self._batch = ffi.gc(batch, lib.pyskl_batch_free)
+        self._data = ffi.buffer(batch.data, count * size)
+        self._received = ffi.buffer(batch.received, count * _RECEIVED.size)
+        self._places = range(0, count * size, size) if size else [0] * count
+        self.count, self.size = count, size
+
+    def receive(
+        self, fd: int, count: int, size: int, sources: Mapping[bytes, Name], destinations: Mapping[bytes, Name]
+    ) -> tuple[list[tuple[bytes, Name, Name]], list[int]]:
+        """recvmmsg(2) with MSG_WAITFORONE: up to `count` datagrams of up to `size` bytes.
+
+        Gives the data, source and destination of each, the latter two as they stand in the mappings; and which of them
+        were longer than `size`.
+
+        Raises:
+            OSError: as recv(2) of a socket says, so BlockingIOError where there is none.
+        """
+        came = lib.pyskl_batch_receive(self._batch, fd, count, size)
+        if came < 0:
+            raise OSError(-came, os.strerror(-came))
+        data, received = self._data, self._received[: came * _RECEIVED.size]
+        cut = self._batch.truncated and [i for i, (_, cut, *_) in enumerate(_RECEIVED.iter_unpack(received)) if cut]
+        return [
+            (data[place : place + size], sources[source], destinations[destination])
+            for place, (size, _, source, destination) in zip(self._places, _RECEIVED.iter_unpack(received))  # noqa: B905
+        ], cut or []
+
+
+def outgoing(fd: int, size: int, to: bytes, source: bytes) -> bytes:
+    """Describe a datagram that `send_datagrams` is to send; from the socket's own address where `source` is empty."""
+    return _OUTGOING.pack(fd, size, to, source)
+
+
+def send_datagrams(described: Sequence[bytes], data: Sequence[bytes]) -> tuple[int, int]:
+    """sendmmsg(2), without waiting: how many went out, and the errno that stopped the next or 0."""
+    result = lib.pyskl_send(b"".join(described), len(described), b"".join(data))
+    return result & 0xFFFFFFFF, result >> 32
+
+
+def mute(fd: int) -> None:
+    """SO_ATTACH_FILTER: let a socket receive nothing, for good."""
+    _check("SO_ATTACH_FILTER", lib.pyskl_mute(fd))
 
 
 # --- ELF objects ------------------------------------------------------------------------------------------------------

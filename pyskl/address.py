@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal, TypeAlias
+import socket
+import struct
+from typing import Final, Literal, TypeAlias
 
 from pyskl.enums import Protocol
 
@@ -41,3 +43,63 @@ def parse_endpoint(address: Address) -> tuple[int, bytes, int]:
         raise ValueError(f"a port is between 0 and 65535, not {port}")
     ip = ipaddress.ip_address(host)
     return ip.version, ip.packed, port
+
+
+_SOCKADDR_IN: Final = struct.Struct("=H2s4s20x")  # with zeros, to the size of the other
+_SOCKADDR_IN6: Final = struct.Struct("=H2s4s16sI")
+_FAMILY: Final = struct.Struct("=H")
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # before an IPv4 address, for a socket of IPv6
+
+
+def to_sockaddr(family: int, address: Address) -> bytes:
+    """Pack an address for a socket of IPv4 or IPv6: struct sockaddr_in6, or sockaddr_in with zeros after it.
+
+    A socket of IPv6 takes an IPv4 address too, as a mapped one; ``%`` and the interface may follow a host.
+
+    Raises:
+        TypeError: it is no (host, port) pair.
+        ValueError: the host is no IP address, or of the other family, or the port is none of 0 to 65535.
+    """
+    try:
+        host, port, *rest = address
+    except (TypeError, ValueError):
+        raise TypeError(f"an address is a (host, port) pair, not {address!r}") from None
+    if not isinstance(port, int):
+        raise TypeError(f"a port is an int, not {port!r}")
+    if not 0 <= port <= 0xFFFF:
+        raise ValueError(f"a port is between 0 and 65535, not {port}")
+    flow, scope = (*rest, 0, 0)[:2]
+    text, _, zone = str(host).partition("%")
+    wire = port.to_bytes(2, "big")
+    try:
+        if family == socket.AF_INET:
+            return _SOCKADDR_IN.pack(family, wire, socket.inet_pton(socket.AF_INET, text))
+        if zone:
+            scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+        ip = socket.inet_pton(family, text) if ":" in text else _MAPPED + socket.inet_pton(socket.AF_INET, text)
+        return _SOCKADDR_IN6.pack(family, wire, flow.to_bytes(4, "big"), ip, scope)
+    except OSError:
+        name = "IPv4" if family == socket.AF_INET else "IPv6"
+        raise ValueError(f"{host!r} is no address for a socket of {name}") from None
+
+
+def from_sockaddr(sockaddr: bytes) -> Address:
+    """Give the address as a socket has it: a pair for IPv4, four members for IPv6."""
+    if _FAMILY.unpack_from(sockaddr)[0] == socket.AF_INET:
+        _, port, ip = _SOCKADDR_IN.unpack(sockaddr)
+        return socket.inet_ntop(socket.AF_INET, ip), int.from_bytes(port, "big")
+    _, port, flow, ip, scope = _SOCKADDR_IN6.unpack(sockaddr)
+    host = socket.inet_ntop(socket.AF_INET6, ip)
+    return host, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope
+
+
+def split_sockaddr(sockaddr: bytes) -> tuple[bytes, int]:
+    """Give the packed host, 4 or 16 bytes, and the port."""
+    port = int.from_bytes(sockaddr[2:4], "big")
+    return (sockaddr[4:8] if _FAMILY.unpack_from(sockaddr)[0] == socket.AF_INET else sockaddr[8:24]), port
+
+
+def is_of_many(host: bytes) -> bool:
+    """Whether a packed address is multicast, or IPv4's broadcast address: no datagram leaves from it."""
+    v4 = host.removeprefix(_MAPPED)
+    return host[0] == 0xFF if len(v4) == 16 else v4[0] & 0xF0 == 0xE0 or v4 == b"\xff\xff\xff\xff"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
+from pyskl import _sys
 from pyskl.errors import BpfError
 from pyskl.registry import GROUPS, SLOTS, of_kind
 
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
     from pyskl.maps import SockMap
     from pyskl.netns import NetNS
-
-_SO_ATTACH_FILTER = 26
-_RETURN_0 = struct.pack("=HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET | BPF_K
-
-
-def attach_filter_that_drops(sock: socket.socket) -> None:
-    """Let a socket receive nothing (SO_ATTACH_FILTER)."""
-    import ctypes  # noqa: PLC0415 - struct sock_fprog has a pointer
-
-    code = ctypes.create_string_buffer(_RETURN_0, len(_RETURN_0))
-    program = struct.pack("HP", 1, ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 class Parking:
@@ -62,7 +50,7 @@ class Parking:
             unless_done.callback(sock.close)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            attach_filter_that_drops(sock)
+            _sys.mute(sock.fileno())
             sock.bind(("", 0))
             if not udp:
                 sock.listen(1)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 from pyskl import _sys
 from pyskl._fd import HasFileno, fd_of
 from pyskl.enums import Protocol
-from pyskl.errors import BadSocket, BpfError, SocketRefused
+from pyskl.errors import BadSocket, BpfError, PermissionDenied, SocketRefused
+from pyskl.netns import NetNS
 
 if TYPE_CHECKING:
     from pyskl.address import Address
@@ -26,7 +26,6 @@ Socket: TypeAlias = HasFileno | int
 _REFUSALS = frozenset({errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EBADF, errno.EINVAL, errno.EBUSY, errno.EPROTONOSUPPORT})
 _IPPROTO_MPTCP = 262
 _SO_NETNS_COOKIE = 71  # since Linux 5.14
-_SIOCGSKNS = 0x894C  # linux/sockios.h
 _POLLRDHUP = 0x2000
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _PROTOCOLS = {
@@ -196,14 +195,30 @@ def netns_cookie_of(sock: socket.socket) -> int:
         return 0
 
 
+def socket_beside(sock: socket.socket, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """Make a socket in the network namespace of another one, whatever namespace the calling thread is in.
+
+    Raises:
+        PermissionDenied: that is another namespace, and the process lacks CAP_NET_ADMIN or CAP_SYS_ADMIN.
+    """
+    made = socket.socket(family, kind, protocol)
+    try:
+        cookie = netns_cookie_of(made)
+        if _is_in(sock, 0 if cookie else os.stat("/proc/thread-self/ns/net").st_ino, cookie):
+            return made
+        made.close()
+        with NetNS.own(_sys.socket_netns(sock.fileno())) as theirs, theirs.entered():
+            return socket.socket(family, kind, protocol)
+    except BaseException:
+        made.close()
+        raise
+
+
 def _is_in(copy: socket.socket, netns: int, netns_cookie: int) -> bool:
     if netns_cookie:
         return netns_cookie_of(copy) == netns_cookie
     try:
-        fd = fcntl.ioctl(copy, _SIOCGSKNS)
-    except OSError:  # without CAP_NET_ADMIN
+        with NetNS.own(_sys.socket_netns(copy.fileno())) as its:
+            return its.inode == netns
+    except PermissionDenied:  # then it can't be told
         return True
-    try:
-        return os.fstat(fd).st_ino == netns
-    finally:
-        os.close(fd)

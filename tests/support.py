@@ -487,6 +487,20 @@ def choosing(
         yield program
 
 
+@contextlib.contextmanager
+def steered(ns: pyskl.NetNS, *socks: Any, **constants: Any) -> Iterator[pyskl.Program]:
+    """All of 192.0.2.0/24 and 2001:db8::/48 to these sockets, by redirect.bpf.o; one of IPv6 has IPv4's too."""
+    constants |= {"prefix4": socket.inet_aton("192.0.2.0"), "prefix4_len": 24}
+    constants |= {"prefix6": socket.inet_pton(socket.AF_INET6, "2001:db8::"), "prefix6_len": 48}
+    with pyskl.Program.load(pyskl.REDIRECT, constants=constants) as program, program.attach(ns):
+        for sock in socks:
+            with socket.socket(fileno=os.dup(sock.fileno())) as copy:
+                udp, v6 = copy.type == socket.SOCK_DGRAM, copy.family == socket.AF_INET6
+            for slot in (0, 2) if v6 else (0,):
+                program.maps["sockets"][slot + udp] = sock
+        yield program
+
+
 # -- load ------------------------------------------------------------------------------------------
 
 _CLIENT = """
