@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from pyskl.errors import VerifierError as VerifierError
     from pyskl.feature import Feature as Feature
     from pyskl.feature import features as features
+    from pyskl.handover import Drain as Drain
+    from pyskl.handover import drain as drain
     from pyskl.link import Link as Link
     from pyskl.link import LinkInfo as LinkInfo
     from pyskl.link import links as links
@@ -96,6 +98,7 @@ _NAMES = {
         "NoSuchKey NoSuchPin NotLoaded NotSupported PermissionDenied PinExists PysklError SocketRefused VerifierError"
     ),
     "pyskl.feature": "Feature features",
+    "pyskl.handover": "Drain drain",
     "pyskl.link": "Link LinkInfo links",
     "pyskl.maps": (
         "ArrayMap ArrayOfMaps HashMap HashOfMaps LpmTrie LruHashMap LruPerCpuHashMap Map MapInfo "

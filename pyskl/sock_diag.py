@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyskl.enums import Protocol
 from pyskl.errors import BpfError
+from pyskl.sockets import socket_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_TCP_CLOSE, _TCP_LISTEN = 7, 10
+_TCP_SYN_RECV, _TCP_CLOSE, _TCP_LISTEN = 3, 7, 10
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBBI48x")  # struct inet_diag_req_v2
 _ANSWER = struct.Struct("=BBBB2s2s16s16sIQIIIII")  # struct inet_diag_msg
@@ -56,21 +57,41 @@ def bound_sockets(protocol: Protocol, family: int) -> Iterator[SocketEntry]:
     Raises:
         BpfError: the kernel refuses (ENOENT: it was built without CONFIG_INET_DIAG, or CONFIG_INET_UDP_DIAG).
     """
-    states = 1 << (_TCP_LISTEN if protocol == Protocol.TCP else _TCP_CLOSE)
-    request = _REQUEST.pack(family, protocol, 0, 0, states)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        yield from _dump(netlink, protocol, family, _TCP_LISTEN if protocol == Protocol.TCP else _TCP_CLOSE)
+
+
+def handshakes(listener: socket.socket) -> set[int]:
+    """List the connections of a listener's namespace and family that wait for the last step of their handshake.
+
+    The kernel does not tell which of them are this listener's: where a look-up selected it, their addresses and ports
+    are not its own.
+
+    Returns:
+        Their cookies: no later connection has one of these.
+
+    Raises:
+        BpfError: as `bound_sockets`.
+        PermissionDenied: the listener is in another namespace, which the process may not enter.
+    """
+    with socket_beside(listener, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        return {entry.cookie for entry in _dump(netlink, Protocol.TCP, listener.family, _TCP_SYN_RECV)}
+
+
+def _dump(netlink: socket.socket, protocol: Protocol, family: int, state: int) -> Iterator[SocketEntry]:
+    request = _REQUEST.pack(family, protocol, 0, 0, 1 << state)
     flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)
-        while True:
-            data = netlink.recv(_ROOM)
-            while data:
-                size, kind, *_ = _HEADER.unpack_from(data)
-                body, data = data[_HEADER.size : size], data[-(-size // _ALIGN) * _ALIGN :]
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise _error(-int.from_bytes(body[:4], sys.byteorder, signed=True))
-                yield _entry(body)
+    netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)
+    while True:
+        data = netlink.recv(_ROOM)
+        while data:
+            size, kind, *_ = _HEADER.unpack_from(data)
+            body, data = data[_HEADER.size : size], data[-(-size // _ALIGN) * _ALIGN :]
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR:
+                raise _error(-int.from_bytes(body[:4], sys.byteorder, signed=True))
+            yield _entry(body)
 
 
 def _error(number: int) -> BpfError:

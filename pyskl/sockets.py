@@ -112,8 +112,9 @@ class Steerable(NamedTuple):
     address: Address
 
 
-def _bad(reason: str) -> NoReturn:
-    error = BadSocket(f"this socket can't be steered to: {reason}")
+def refuse(reason: str, what: str = "be steered to") -> NoReturn:
+    """Raise BadSocket, which says what can't be done with a socket and why."""
+    error = BadSocket(f"this socket can't {what}: {reason}")
     error.reason = reason
     raise error
 
@@ -131,11 +132,11 @@ def examine(sock: Socket, netns: int, netns_cookie: int) -> Steerable:
     """
     fd = fd_of(sock)
     if fd < 0:
-        _bad("the socket is closed")
+        refuse("the socket is closed")
     try:
         copy = socket.socket(fileno=_sys.dup(fd))
     except OSError as error:
-        _bad(_what_is_wrong(fd, error.errno or 0) if error.errno in {errno.EBADF, errno.ENOTSOCK} else str(error))
+        refuse(_what_is_wrong(fd, error.errno or 0) if error.errno in {errno.EBADF, errno.ENOTSOCK} else str(error))
     with copy:
         return _examine(copy, netns, netns_cookie)
 
@@ -144,21 +145,21 @@ def _examine(copy: socket.socket, netns: int, netns_cookie: int) -> Steerable:
     state = _sys.socket_state(copy.fileno())
     listens = state.type == socket.SOCK_STREAM
     if state.domain not in _FAMILIES or state.protocol not in {Protocol.TCP, Protocol.UDP}:
-        _bad(_what_keeps_it_out(state))
+        refuse(_what_keeps_it_out(state))
     if listens and state.port and not state.listens and _is_shut_down(copy):
-        _bad("it was shut down")
+        refuse("it was shut down")
     if not state.port or (listens and not state.listens):
-        _bad(_what_keeps_it_out(state))
+        refuse(_what_keeps_it_out(state))
     try:
         peer = copy.getpeername()
     except OSError:
         pass
     else:
-        _bad(f"it is connected to {peer}, and gets nothing but from there")
+        refuse(f"it is connected to {peer}, and gets nothing but from there")
     if _is_shut_down(copy):
-        _bad("it was shut down")
+        refuse("it was shut down")
     if not _is_in(copy, netns, netns_cookie):
-        _bad("it is in another network namespace than the dispatcher")
+        refuse("it is in another network namespace than the dispatcher")
     v6 = copy.family == socket.AF_INET6
     return Steerable(
         Protocol(state.protocol),

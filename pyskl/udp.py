@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 from pyskl import _sys
 from pyskl._fd import Closable, fd_of
 from pyskl.address import from_sockaddr, is_of_many, split_sockaddr, to_sockaddr
-from pyskl.errors import BadSocket
 from pyskl.reply import IPV6_FREEBIND, ReplySockets
+from pyskl.sockets import refuse
 
 if TYPE_CHECKING:
     import asyncio
@@ -389,9 +389,7 @@ def _check(fd: int) -> None:
     elif state.connected:
         reason = "it is connected, and receives from its peer alone"
     if reason:
-        refused = BadSocket(reason)
-        refused.reason = reason
-        raise refused
+        refuse(reason, "be an Endpoint's")
 
 
 def _adopted(sock: Socket) -> socket.socket:
