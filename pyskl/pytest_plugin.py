@@ -12,8 +12,12 @@ separated by commas) says that this machine is known to have it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import ipaddress
 import os
-import subprocess
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,11 +52,33 @@ def unavailable(name: str, reason: str | None) -> None:
     pytest.skip(f"needs {name}: {reason}")
 
 
+@contextlib.contextmanager
+def namespace() -> Iterator[pyskl.NetNS]:
+    """Make a network namespace, where every address of `PREFIXES` is local, for the length of a ``with``."""
+    with pyskl.NetNS.create() as ns:
+        with ns.entered(), socket.socket() as sock:
+            fcntl.ioctl(sock, 0x8914, struct.pack("=16sh14x", b"lo", 1))  # SIOCSIFFLAGS: IFF_UP (netdevice(7))
+        with ns.entered(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+            for prefix in PREFIXES:
+                sock.send(_local_route(prefix))
+                (error,) = struct.unpack_from("=i", sock.recv(4096), 16)
+                if error:
+                    raise OSError(-error, f"{prefix}: {os.strerror(-error)}")
+        yield ns
+
+
+def _local_route(prefix: str) -> bytes:
+    """Give the message of ``ip route add local PREFIX dev lo`` (netlink(7), rtnetlink(7))."""
+    network = ipaddress.ip_network(prefix)
+    to, family = network.network_address.packed, {4: socket.AF_INET, 6: socket.AF_INET6}[network.version]
+    # struct rtmsg: of RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL; then RTA_DST, and RTA_OIF with lo's index
+    body = struct.pack("=8BI", family, network.prefixlen, 0, 0, 255, 3, 254, 2, 0)
+    body += struct.pack("=HH", 4 + len(to), 1) + to + struct.pack("=HHI", 8, 4, 1)
+    return struct.pack("=IHHII", 16 + len(body), 24, 0x605, 0, 0) + body  # RTM_NEWROUTE; REQUEST, ACK, CREATE, EXCL
+
+
 @pytest.fixture
 def netns() -> Iterator[pyskl.NetNS]:
     """Give a network namespace of the test's own, where every address of `PREFIXES` is local; it goes with the test."""
-    commands = ["link set lo up", *(f"route add local {prefix} dev lo" for prefix in PREFIXES)]
-    with pyskl.NetNS.create() as ns:
-        with ns.entered():
-            subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)  # noqa: S607
+    with namespace() as ns:
         yield ns

@@ -29,7 +29,7 @@ import support
 
 import pyskl
 
-pytest_plugins = ["pyskl.pytest_plugin"]  # @needs(…)
+pytest_plugins = ["pyskl.pytest_plugin"]  # netns, and @needs(…)
 collect_ignore = ["sample"]  # a project of its own: test_plugin.py runs it
 if "PYSKL_LACKS" not in os.environ:
     collect_ignore += ["test_lacking.py"]  # for kernels that were built without something
@@ -90,6 +90,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.node.stash.get(_failed, False):
             return  # its traceback holds what it held
         gc.collect()
+        gc.freeze()  # what this test left, the next collection need not walk: pytest keeps reports
 
         def left() -> dict[str, set[object]]:
             now = {kind: held - before[kind] for kind, held in _held().items()}
@@ -103,10 +104,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def netns() -> Iterator[pyskl.NetNS]:
-    """A fresh network namespace of the test's own, with a name, where every documentation address is local."""
-    with support.namespace() as ns:
-        yield ns
+def netns_name(netns: pyskl.NetNS) -> Iterator[str]:
+    """A name of the test's namespace, as ip-netns(8) gives it."""
+    with support.named(netns) as name:
+        yield name
 
 
 @pytest.fixture

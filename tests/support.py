@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import pyskl
-from pyskl.pytest_plugin import unavailable
+from pyskl.pytest_plugin import namespace, unavailable  # noqa: F401 - the tests take both from here
 
 HERE = Path(__file__).parent
 BPFFS = Path("/sys/fs/bpf")
@@ -88,24 +88,20 @@ def bpf_object(name: str) -> Path:
 
 # -- namespaces ------------------------------------------------------------------------------------
 
-_numbers = itertools.count()
-
 
 @contextlib.contextmanager
-def namespace() -> Iterator[pyskl.NetNS]:
-    """A fresh network namespace, in which every documentation address is local; gone at the end."""
+def named(ns: pyskl.NetNS) -> Iterator[str]:
+    """A name for a namespace, as ip-netns(8) gives it."""
     name = f"pyskl-{os.getpid()}-{next(_numbers)}"
-    prefixes = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
-    routes = "".join(f"route add local {prefix} dev lo\n" for prefix in prefixes)
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=60)
+    with ns.entered():
+        subprocess.run(["sh", "-c", f"exec ip netns attach {name} $$"], check=True, timeout=60)
     try:
-        command = ["ip", "-n", name, "-batch", "-"]
-        text = f"link set lo up\n{routes}"
-        subprocess.run(command, input=text, text=True, check=True, timeout=60)
-        with pyskl.NetNS.named(name) as ns:
-            yield ns
+        yield name
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True, timeout=60)
+
+
+_numbers = itertools.count()
 
 
 def ip(ns: pyskl.NetNS, *lines: str) -> None:
@@ -403,6 +399,22 @@ def namespaces() -> set[str]:
     return {name for name in os.listdir(NETNS) if name.startswith("pyskl-")} if NETNS.exists() else set()
 
 
+@functools.cache
+def full_trie_takes_updates() -> bool:
+    """Whether an entry of a full LPM trie can be replaced; Linux 5.10 asks for room for one more."""
+    key, value = (ctypes.create_string_buffer(data) for data in (struct.pack("=I4x", 32), bytes(4)))
+    with pyskl.LpmTrie.create(key_size=8, value_size=4, max_entries=1) as trie:
+        attributes = struct.pack("=I4xQQQ", trie.fileno(), ctypes.addressof(key), ctypes.addressof(value), 0)
+        sys_bpf(2, attributes)  # BPF_MAP_UPDATE_ELEM
+        try:
+            sys_bpf(2, attributes)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+    return True
+
+
 def grace_period() -> None:
     """After this, no packet is on its way with what a look-up before it found (RCU)."""
     if _libc.syscall(_SYS_MEMBARRIER, 1, 0, 0):  # MEMBARRIER_CMD_GLOBAL is synchronize_rcu()
@@ -414,6 +426,16 @@ def kernel_has(function: str) -> bool:
     """Whether the kernel has a function of this name, where no other probe tells."""
     with open("/proc/kallsyms") as file:
         return any(line.split()[2] == function for line in file)
+
+
+def deny_bpf() -> None:
+    """Take bpf(2) from this process, as a kernel without it would: ENOSYS (seccomp(2)). There is no way back."""
+    load, equal, give = 0x20, 0x15, 0x06  # the number of the call; is it that one; SECCOMP_RET_ERRNO or _ALLOW
+    code = ((load, 0, 0, 0), (equal, 0, 1, _SYS_BPF), (give, 0, 0, 0x50000 | errno.ENOSYS), (give, 0, 0, 0x7FFF0000))
+    buffer = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in code))
+    program = struct.pack("@HP", len(code), ctypes.addressof(buffer))
+    if _libc.prctl(38, 1, 0, 0, 0) or _libc.prctl(22, 2, program):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 # -- other processes -------------------------------------------------------------------------------

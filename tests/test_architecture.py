@@ -7,7 +7,11 @@ import ast
 import ctypes
 from pathlib import Path
 
+import pytest
+
 import pyskl
+
+pytestmark = pytest.mark.portable
 
 PACKAGE = Path(pyskl.__file__).parent
 

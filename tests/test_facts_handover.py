@@ -7,6 +7,7 @@ import errno
 import socket
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from support import (
@@ -68,7 +69,8 @@ def test_overwriting_the_slot_while_both_are_alive_loses_nothing(netns, protocol
             overwrite(program.maps["sockets"], (b, a)[overwritten % 2])
             overwritten += 1
         outcomes = load.outcomes()
-    assert outcomes.keys() == {"A", "B"}
+    assert outcomes.keys() <= {"A", "B"}
+    assert len(outcomes) == 2 or LOAD < 40_000  # few may all come while the same one is there
     assert outcomes.total() == LOAD
     assert overwritten > LOAD / 40
 
@@ -158,7 +160,7 @@ def test_two_processes_over_a_pinned_map_and_kill_9_of_the_old_one_loses_nothing
         program.maps["sockets"].unpin()
     assert outcomes.total() == LOAD
     assert outcomes.keys() <= set(answers)
-    assert len(outcomes) > 2
+    assert len(outcomes) > (2 if LOAD > 10_000 else 1)
 
 
 @PROTOCOLS
@@ -323,6 +325,15 @@ def test_what_is_in_the_syn_queue_goes_on_to_the_old_listener_after_the_overwrit
         assert ask_tcp(netns, V4, 80, new) is new
 
 
+def never_looks_recent():
+    """Whether a listener that never sent a cookie takes one.
+
+    It does for two minutes after the last. Where there was none, that is 0 in the kernel's ticks, which begin five
+    minutes before 0: to a machine that has been up for five to seven minutes it is as if it were just now.
+    """
+    return 298 < float(Path("/proc/uptime").read_text().split()[0]) < 422
+
+
 @pytest.mark.parametrize("later", ["the old one", "the new one"])
 def test_under_syn_cookies_the_final_ack_can_reach_the_new_listener_and_be_reset(netns, later):
     """A cookie is of no listener: its ACK is looked up again, by the hook too; here, the swap is in between."""
@@ -332,6 +343,8 @@ def test_under_syn_cookies_the_final_ack_can_reach_the_new_listener_and_be_reset
         with choosing(netns, sockets, name="first_then_other") as program:
             if later == "the old one":
                 assert ask_tcp(netns, V4, 80, old, new) is old
+            elif never_looks_recent():
+                assert ask_tcp(netns, V4, 80, old, new) is new
             else:
                 with pytest.raises(ConnectionResetError):
                     ask_tcp(netns, V4, 80, old, new)

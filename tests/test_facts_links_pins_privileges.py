@@ -330,13 +330,12 @@ def test_and_the_link_too_so_keep_the_pins_of_the_program_and_the_link_at_0600(n
 # -- bpffs and network namespaces ------------------------------------------------------------------
 
 
-def test_ip_netns_exec_hides_bpffs_and_nsenter_does_not(netns, bpffs):
-    (name,) = (it for it in os.listdir("/run/netns") if os.stat(f"/run/netns/{it}").st_ino == netns.inode)
+def test_ip_netns_exec_hides_bpffs_and_nsenter_does_not(netns_name, bpffs):
     with chooser() as program:
         program.pin(bpffs / "program")
         for command, seen in (
-            (["nsenter", f"--net=/run/netns/{name}"], True),
-            (["ip", "netns", "exec", name], False),
+            (["nsenter", f"--net=/run/netns/{netns_name}"], True),
+            (["ip", "netns", "exec", netns_name], False),
         ):
             status = subprocess.run([*command, "test", "-e", bpffs / "program"], timeout=60)
             assert status.returncode == (0 if seen else 1)

@@ -1,6 +1,7 @@
 """Kernels that lack something: each entry says what it is and since when Linux has it, and blames nothing else.
 
-These are for guests whose kernel is built without the thing that $PYSKL_LACKS names; elsewhere they are skipped.
+These are for kernels without the thing that $PYSKL_LACKS names (`./ci/vm without-bpf` builds one, and so on); without
+bpf(2), any kernel will do: it is taken away.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from collections.abc import Callable
 
 import privileges
 import pytest
-from support import bpf_object
+from support import bpf_object, deny_bpf
 
 import pyskl
 from pyskl import BpfObject, HashMap, Link, Map, NetNS, NotSupported, Program
 
 LACKS = os.environ.get("PYSKL_LACKS")
 OTHERS = {"perfmon"}  # what a process may lack, and no kernel
+
+if LACKS == "bpf":
+    deny_bpf()
+    if os.path.exists("/sys/kernel/btf/vmlinux"):
+        OTHERS |= {"btf", "bpffs"}  # it has bpf(2), and what comes with it
 
 
 def lacking(name: str) -> pytest.MarkDecorator:

@@ -168,6 +168,7 @@ USES = [
 ]  # fmt: skip
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(("name", "operation"), USES)
 def test_after_close_every_operation_is_a_value_error(netns: NetNS, name: str, operation: str) -> None:
     with things(netns) as world:
@@ -268,9 +269,8 @@ gc.collect()
 """
 
 
-def test_the_readmes_use_warns_of_nothing(netns: NetNS) -> None:
-    (name,) = [n for n in os.listdir(support.NETNS) if os.stat(support.NETNS / n).st_ino == netns.inode]
-    result = support.python(README, name, str(bpf_object("obj_many")))
+def test_the_readmes_use_warns_of_nothing(netns_name: str) -> None:
+    result = support.python(README, netns_name, str(bpf_object("obj_many")))
     assert (result.stdout, result.stderr) == ("True 1\n0\n", "")
 
 
@@ -288,6 +288,7 @@ if sys.argv[2:] == ["raise"]:
 """
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("how", ["fall off", "raise"])
 @pytest.mark.parametrize("flags", [[], ["-W", "default"], ["-X", "dev"]], ids=["", "default", "dev"])
 def test_an_interpreter_that_exits_prints_warnings_at_most(netns: NetNS, how: str, flags: list[str]) -> None:
@@ -404,9 +405,8 @@ with ns, pyskl.Program.load(sys.argv[2], "first") as p:
 
 
 @pytest.mark.parametrize(("how", "left"), [("pin", 1), ("none", 0)])
-def test_a_pinned_link_outlives_its_process(netns: NetNS, bpffs: Path, how: str, left: int) -> None:
-    (name,) = [n for n in os.listdir(support.NETNS) if os.stat(support.NETNS / n).st_ino == netns.inode]
-    support.python(PINNER, name, str(bpf_object("obj_many")), str(bpffs), how)
+def test_a_pinned_link_outlives_its_process(netns: NetNS, netns_name: str, bpffs: Path, how: str, left: int) -> None:
+    support.python(PINNER, netns_name, str(bpf_object("obj_many")), str(bpffs), how)
     assert attached(netns) == left
     if left:
         with (
@@ -467,6 +467,7 @@ def together(work: Callable[[int], object]) -> list[object]:
         return list(pool.map(run, range(THREADS)))
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("name", NAMES)
 def test_a_race_to_close_closes_once(netns: NetNS, name: str) -> None:
     """An fd that is closed twice is by then somebody else's: here one that each thread opens anew."""
@@ -538,6 +539,7 @@ def test_what_another_thread_closes_is_closed_for_all(netns: NetNS) -> None:
 # -- copies ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_an_owner_of_an_fd_is_not_copied(netns: NetNS, name: str, how: Callable[[object], object]) -> None:

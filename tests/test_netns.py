@@ -24,8 +24,7 @@ def inode_here() -> int:
 
 
 def path_of(ns: NetNS) -> Path:
-    (path,) = [p for p in NETNS.iterdir() if p.stat().st_ino == ns.inode]
-    return path
+    return Path(f"/proc/{os.getpid()}/fd/{ns.fileno()}")
 
 
 @pytest.fixture
@@ -41,11 +40,11 @@ def test_the_fixtures_namespace_is_another(netns: NetNS) -> None:
     assert netns.inode == path_of(netns).stat().st_ino != inode_here()
 
 
-def test_every_way_to_name_one(netns: NetNS, resident: int) -> None:
-    path = path_of(netns)
+def test_every_way_to_name_one(netns: NetNS, netns_name: str, resident: int) -> None:
+    path = NETNS / netns_name
     with path.open("rb") as file, contextlib.ExitStack() as stack:
         ways = [
-            NetNS.named(path.name),
+            NetNS.named(netns_name),
             NetNS.from_path(path),
             NetNS.from_path(str(path)),
             NetNS.from_path(f"/proc/{resident}/ns/net"),
@@ -133,7 +132,7 @@ def test_a_namespace_lives_while_its_object_does() -> None:
 
 
 def test_after_close(netns: NetNS) -> None:
-    ns = NetNS.named(path_of(netns).name)
+    ns = NetNS.from_fd(netns)
     ns.close()
     ns.close()
     for operation in (
@@ -205,11 +204,11 @@ def test_a_namespace_given_is_left_open_and_not_entered(netns: NetNS) -> None:
     assert inode_here() == home
 
 
-def test_entering_in_a_child_leaves_the_parent(netns: NetNS) -> None:
+def test_entering_in_a_child_leaves_the_parent(netns: NetNS, netns_name: str) -> None:
     code = (
         "import os, sys, pyskl\n"
         "with pyskl.NetNS.named(sys.argv[1]) as ns, ns.entered():\n"
         "    print(os.stat('/proc/self/ns/net').st_ino)\n"
     )
-    out = support.python(code, path_of(netns).name).stdout
+    out = support.python(code, netns_name).stdout
     assert int(out) == netns.inode != inode_here()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.portable
+
 SAMPLE = Path(__file__).parent / "sample"
 
 

@@ -15,6 +15,8 @@ import pytest
 
 import pyskl
 
+pytestmark = pytest.mark.portable
+
 CLASSES = {
     "BpfObject",
     "Program",
