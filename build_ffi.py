@@ -138,6 +138,9 @@ int pyskl_grace_period(void);
 /* pyskl/_prefixes.c */
 int pyskl_parse_prefixes(const char *text, size_t size, struct pyskl_binding *out, int64_t count);
 
+int pyskl_ring_read(void *consumer, const void *producer, const void *data, uint32_t size_of_ring, void *out,
+                    uint32_t size, uint32_t room);
+
 /* The table of a dispatcher: pyskl/_table.c. */
 int64_t pyskl_bindings_prepare(struct pyskl_binding *bindings, int64_t count, int64_t *conflict);
 void pyskl_bindings_by_precedence(struct pyskl_binding *bindings, int64_t count);

@@ -85,6 +85,9 @@ if TYPE_CHECKING:
     from pyskl.report import Status as Status
     from pyskl.sockets import Socket as Socket
     from pyskl.sockets import socket_cookie as socket_cookie
+    from pyskl.steering import steer as steer
+    from pyskl.trace import Event as Event
+    from pyskl.trace import Trace as Trace
 
 # The same, for the interpreter; tests/test_public_names.py holds the two together.
 _NAMES = {
@@ -109,6 +112,8 @@ _NAMES = {
     "pyskl.program": "REDIRECT Program ProgramInfo TestRun query",
     "pyskl.report": "Count Counters Decision Diff LabelStatus Registration Status",
     "pyskl.sockets": "Socket socket_cookie",
+    "pyskl.steering": "steer",
+    "pyskl.trace": "Event Trace",
     "pyskl.udp": "udp",  # a module that is public as it is
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -470,6 +470,31 @@ def mmap(fd: int, size: int, *, readonly: bool) -> Any:
         raise _error("mmap", error.errno or 0) from None
 
 
+class RingBuffer:
+    """The memory of a map of type RINGBUF, from which one reader takes records."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        import mmap as _mmap  # noqa: PLC0415 - few need it, and it is not free
+
+        page = _mmap.PAGESIZE
+        self._size = size
+        try:
+            self._consumer = _mmap.mmap(fd, page)
+            self._producer = _mmap.mmap(fd, page + 2 * size, prot=_mmap.PROT_READ, offset=page)
+        except OSError as error:
+            raise _error("mmap", error.errno or 0) from None
+        self._data_at = page
+
+    def read(self, size: int, room: int) -> bytes:
+        """Take up to `room` records of a size, in one piece."""
+        out = ffi.new("char[]", size * room)
+        producer = ffi.from_buffer(self._producer)
+        data = ffi.cast("char *", producer) + self._data_at
+        consumer = ffi.from_buffer(self._consumer, require_writable=True)
+        count = lib.pyskl_ring_read(consumer, producer, data, self._size, out, size, room)
+        return bytes(ffi.buffer(out, count * size))
+
+
 def possible_cpus() -> int:
     """Count the CPUs that a per-CPU value has a part for."""
     with _Messages():

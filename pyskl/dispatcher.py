@@ -35,9 +35,10 @@ from pyskl.labels import Labels
 from pyskl.pinned import PinnedStore
 from pyskl.registry import GROUPS, SLOTS, Registry, of_kind
 from pyskl.report import Count, Counters, Decision, Diff, LabelStatus, Registration, Status
-from pyskl.reuseport import siblings_of
+from pyskl.reuseport import siblings_of, socket_of
 from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, NETNS_INODE, PROGRAM, STICKY, Store
 from pyskl.table import Table
+from pyskl.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -488,6 +489,36 @@ class Dispatcher(Closable):
             self._registry.put(number, slot, sock, facts, copies, self._unused_groups)
         return Registration(label, facts.protocol, facts.family, slot, facts.cookie, facts.address, alive=True)
 
+    def register_pid(
+        self,
+        label: str,
+        pid: int,
+        protocol: ProtocolLike,
+        address: str,
+        port: int,
+        *,
+        slot: int = 0,
+    ) -> Registration:
+        """Register a socket that another process holds, which goes on as it is (pidfd_getfd(2)).
+
+        Args:
+            label: the label.
+            pid: of the process.
+            protocol: ``"tcp"``, ``"udp"`` or a `Protocol`.
+            address: that the socket is bound to.
+            port: that the socket is bound to.
+            slot: 0 to 63.
+
+        Raises:
+            BadSocket: the process has no such socket, or it can't be steered to.
+            ProcessLookupError: there is no such process.
+            PermissionDenied: the process is another user's, and this one lacks CAP_SYS_PTRACE.
+        """
+        of = parse_protocol(protocol)
+        version, packed, number = parse_endpoint((address, port))
+        with contextlib.closing(socket_of(pid, of, version, packed, number)) as copy:  # closed at once: it is theirs
+            return self.register(label, copy, slot=slot)
+
     def unregister(
         self,
         label: str,
@@ -615,6 +646,24 @@ class Dispatcher(Closable):
             run.cookie if _REASONS[reason] in _SELECTED else 0,
             _REASONS[reason],
         )
+
+    def events(self, label: str | None = None) -> Trace:
+        """Follow the look-ups that a binding matches: an iterator, to be closed, over each as it comes.
+
+        Where nobody follows them they cost nothing.
+
+        Args:
+            label: whose; all of them where None. The kernel passes over the others.
+
+        Raises:
+            KeyError: there is no such label.
+            LimitReached: 8 processes follow them already.
+            PermissionDenied: the process lacks CAP_BPF.
+        """
+        store = self._open()
+        if label is not None and label not in self._labels.numbers():
+            raise KeyError(f"there is no label {label!r}")
+        return Trace(store, self._labels.names, self._labels.numbers()[label] if label else 0, _REASONS)
 
     def counters(self) -> dict[str, Counters]:
         """Give the look-ups of each label that is known."""

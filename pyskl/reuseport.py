@@ -8,15 +8,17 @@ more: so a dispatcher keeps them too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING
 
-from pyskl import _sys, sock_diag
+from pyskl import _sys, sock_diag, sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyskl.enums import Protocol
     from pyskl.netns import NetNS
     from pyskl.sockets import Steerable
 
@@ -53,6 +55,33 @@ def _copies(members: dict[int, int]) -> Iterator[socket.socket]:
                         yield copy
         if not wanted:
             return
+
+
+def socket_of(pid: int, protocol: Protocol, version: int, host: bytes, port: int) -> socket.socket:
+    """Copy the socket of a process that is bound to an address; to be closed soon.
+
+    Raises:
+        BadSocket: the process has none.
+        ProcessLookupError: there is no such process.
+        PermissionDenied: it is another user's.
+    """
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    address = socket.inet_ntop(family, host)
+    try:
+        fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from None
+    for fd in fds:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                continue
+            copy = copy_of(pid, fd)
+            if copy is None:
+                continue
+            if (copy.family, copy.proto) == (family, protocol) and copy.getsockname()[:2] == (address, port):
+                return copy
+            copy.close()
+    return sockets.refuse(f"process {pid} has no {protocol.name} socket that is bound to {address} port {port}")
 
 
 def copy_of(pid: int, fd: int) -> socket.socket | None:

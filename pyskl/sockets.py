@@ -18,7 +18,6 @@ from pyskl.netns import NetNS
 
 if TYPE_CHECKING:
     from pyskl.address import Address
-    from pyskl.netns import NetNS
 
 Socket: TypeAlias = HasFileno | int
 """Anything with ``fileno()``, or an fd."""
