@@ -41,7 +41,7 @@ from pyskl.table import Table
 from pyskl.trace import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from socket import AddressFamily
 
     from pyskl.address import Address, ProtocolLike
@@ -284,7 +284,7 @@ class Dispatcher(Closable):
             if replace:
                 kept = _without(before, {_ports(binding._packed) for binding in wanted})
             group = kept + b"".join(_numbered(binding, number) for binding in wanted)
-            self._prepare(group, {0: wanted[0].label, **self._labels.names()})
+            self._prepare(group, lambda: {0: wanted[0].label, **self._labels.names()})
             if not number:
                 number = self._labels.assign([label], lambda: self._unused(table))[wanted[0].label]
                 group = kept + b"".join(_numbered(binding, number) for binding in wanted)
@@ -322,11 +322,11 @@ class Dispatcher(Closable):
             self._set(table, group, unwanted[0]._packed)
         return unwanted
 
-    def _prepare(self, records: bytearray, names: Mapping[int, str]) -> None:
+    def _prepare(self, records: bytearray, names: Callable[[], Mapping[int, str]]) -> None:
         """Sort packed bindings for the table, or say which two contradict each other."""
         if (two := _sys.bindings_prepare(records)) is not None:
             first, second = (
-                Binding._unpack(record, names[_number(record)])
+                Binding._unpack(record, names()[_number(record)])
                 for record in (bytes(records[place * RECORD_SIZE : (place + 1) * RECORD_SIZE]) for place in two)
             )
             raise conflict(first, second)
@@ -401,7 +401,7 @@ class Dispatcher(Closable):
         """
         labels, records = _packed(bindings)
         wanted = {check_label(label): check_policy(*policy) for label, policy in (policies or {}).items()}
-        self._prepare(records, dict(enumerate(labels)))
+        self._prepare(records, lambda: dict(enumerate(labels)))
         with self._open().writing() as table:
             numbers = self._labels.assign([*labels, *wanted], lambda: self._unused(table))
             _sys.bindings_relabel(records, [numbers[label] for label in labels])
@@ -420,7 +420,7 @@ class Dispatcher(Closable):
     def diff(self, bindings: Iterable[Binding]) -> Diff:
         """Tell what `replace` would change, and change nothing; with the same errors but `LimitReached`."""
         labels, records = _packed(bindings)
-        self._prepare(records, dict(enumerate(labels)))
+        self._prepare(records, lambda: dict(enumerate(labels)))
         known, old = self._read()
         numbers = {label: number for number, label in known.items()}
         for new in [label for label in labels if label not in numbers]:

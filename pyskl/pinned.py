@@ -331,7 +331,8 @@ def _drop_tables(name: str, but: Table) -> None:
     """Remove the pins of tables that are not in force."""
     for each in os.listdir(name):
         if each.startswith(TABLE) and each != f"{TABLE}{but.map.info.id}":
-            os.unlink(os.path.join(name, each))
+            with contextlib.suppress(PermissionError):  # one who may register sockets, and no more
+                os.unlink(os.path.join(name, each))
 
 
 def finish_upgrade(name: str, link: Link) -> None:

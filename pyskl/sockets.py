@@ -82,7 +82,7 @@ def _what_keeps_it_out(state: Any) -> str:
     if not state.port:
         return "it is not bound: call bind() first"
     if state.type == socket.SOCK_STREAM and not state.listens:
-        return "it is a TCP socket that does not listen: call listen() first"
+        return "it is a TCP socket that does not listen, or that was shut down: call listen() first"
     if not state.reuseport:
         return "it has no SO_REUSEPORT, which this map needs: set it before bind()"
     return "it is in a state that this map does not take"
@@ -145,8 +145,6 @@ def _examine(copy: socket.socket, netns: int, netns_cookie: int) -> Steerable:
     listens = state.type == socket.SOCK_STREAM
     if state.domain not in _FAMILIES or state.protocol not in {Protocol.TCP, Protocol.UDP}:
         refuse(_what_keeps_it_out(state))
-    if listens and state.port and not state.listens and _is_shut_down(copy):
-        refuse("it was shut down")
     if not state.port or (listens and not state.listens):
         refuse(_what_keeps_it_out(state))
     try:

@@ -128,8 +128,9 @@ class Store:
         holder: Any = self.maps[name]
         if not holder.read_only:
             return holder.mmap(readonly=self.read_only)  # type: ignore[no-any-return]
-        copy = self._copies[name] = memoryview(holder.snapshot())
-        return copy.toreadonly()
+        if name not in self._copies:
+            self._copies[name] = memoryview(holder.snapshot())
+        return self._copies[name].toreadonly()
 
     def refresh(self) -> None:
         """Read again what is a copy."""
