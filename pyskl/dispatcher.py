@@ -632,9 +632,9 @@ class Dispatcher(Closable):
         with self._open().explaining() as table:
             run = self._store.program(EXPLAIN).test_run(of, destination, origin)
             reason, number, length, slot = _DECISION.unpack(self._store.maps["explained"][0])
+            if not reason:  # then the rest is that of an earlier question
+                return Decision(run.verdict, None, None, None, 0, _REASONS[reason])
             group = table.get(_covering(of, version, host, length))
-        if not reason:
-            return Decision(run.verdict, None, None, None, 0, _REASONS[reason])
         label = self._labels.names()[number]
         ranges = [record for record in _split(group) if _number(record) == number and _has_port(record, port)]
         binding = Binding._unpack(min(ranges, key=_width), label) if ranges else None  # None: unbound meanwhile
