@@ -174,7 +174,8 @@ def vng(kernel: Kernel, folder: Path, out: Path, accelerator: str) -> list[objec
     how, emulated = ([], "") if accelerator == "kvm" else (["--disable-kvm"], HARDWARE[kernel.arch].emulated)
     fixed = ["vng", "-v", "--force-9p", "--cpus", 1, "--memory", "1G", *how]
     append = f"oops=panic init_on_alloc=0 module_blacklist=kvm {emulated}"
-    return [*fixed, "-r", folder / "vmlinuz", "-a", append, "--rwdir", out, "--", f"{RUN}/job-{kernel.name} {out}"]
+    folders = ["--rodir", TOP, f"--rwdir=/run/out={out}"]  # the first for a checkout in /tmp, which is another there
+    return [*fixed, "-r", folder / "vmlinuz", "-a", append, *folders, "--", f"{RUN}/job-{kernel.name} /run/out"]
 
 
 def test(kernel: Kernel, folder: Path, accelerator: str, options: argparse.Namespace) -> Result:
