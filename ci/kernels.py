@@ -97,7 +97,8 @@ def apt(arch: str) -> list[str]:
     try:
         run("apt-get", *given, "--error-on=any", "update", "-qq")
     except Failure as failure:
-        raise Failure(f"Debian's archive can't be read, and {CACHE} has not all that is needed: {failure}") from None
+        said = re.findall(r"^E: (.*)", str(failure), re.MULTILINE) or [failure]
+        raise Failure(f"{CACHE} has not all that is needed, and the archive can't be read: {said[0]}") from None
     return given
 
 

@@ -314,7 +314,7 @@ def fetched(chosen: list[Kernel], flavour: str) -> Iterator[tuple[Kernel, Path |
         try:
             yield kernel, fetch(kernel, flavour)
         except Failure as failure:
-            say(f"{kernel.name}: not fetched: {failure}")
+            say(f"{kernel.name}: not fetched")
             yield kernel, Result(kernel.name, problem="not fetched", evidence=[str(failure)])
 
 

@@ -22,6 +22,8 @@ import pyskl
 from pyskl import Binding, Bindings, Policy, Protocol, binding
 from pyskl.binding import check_label, check_policy, conflict, port_ranges
 
+pytestmark = pytest.mark.portable
+
 COMMON = settings(deadline=None)
 ABI = Path(__file__).parent.parent / "bpf" / "abi.h"
 

@@ -25,6 +25,8 @@ except ModuleNotFoundError:
     except ModuleNotFoundError:
         tomllib = None
 
+pytestmark = pytest.mark.portable
+
 COMMON = settings(deadline=None)
 FORMATS = ["json", "toml"]
 
