@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Of pyskl's own tests, these are not run where nothing else is said: what does not depend on the kernel; and
 # test_package, which builds the package, for there is no compiler in a machine.
 LEFT_OUT = ["-m", "not slow and not portable", "--ignore=tests/test_package.py"]
-LIMIT = 600  # seconds for the tests on one kernel: four times what they take under emulation, two machines at a time
+LIMIT = 900  # seconds for the tests on one kernel: several times what they take under emulation, two machines at a time
 SLACK = 60  # seconds that starting and ending may add
 TRIAL = 8  # seconds for a machine to show that KVM is usable; it takes one
 
@@ -360,7 +360,8 @@ def main(options: argparse.Namespace) -> int:
     if options.native:
         results.insert(0, Result("this machine", os.uname().release))
         count(options.native, results[0], None)
-    what = shlex.join(options.arguments) or "what depends on the kernel"
+    own = "; ".join({" ".join(kernel.tests.split()): None for kernel in chosen})
+    what = shlex.join(options.arguments) or own or "what depends on the kernel"
     title = f"Tests on kernels: {what}{', by vng' if options.vng else ''} ({accelerator})"
     report(results, title, BUILD / ("kernels-vng" if options.vng else "kernels"))
     return int(any(result.failed or result.problem for result in results))

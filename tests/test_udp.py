@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import (
     IPV6_FREEBIND,
+    LOAD,
     TIMEOUT,
     V4,
     V6,
@@ -40,7 +41,7 @@ from pyskl.udp import Datagram, Endpoint
 
 pytestmark = pytest.mark.needs("sk_lookup", "sockmap", "netns_link")
 
-PAIRS = 10_000
+PAIRS = LOAD // 4  # ten thousand, but where emulated
 PREFIX = {"v4": ipaddress.ip_network("192.0.2.0/24"), "v6": ipaddress.ip_network("2001:db8::/48")}
 CLIENT = {"v4": "198.51.100.1", "v6": "2001:db8:ffff::1"}  # outside of what is steered
 DESTINATION = {"v4": V4, "v6": V6}
@@ -95,7 +96,7 @@ def test_the_reply_to_ten_thousand_addresses_and_ports_leaves_from_each(netns, f
 def test_many_at_once_come_with_their_destinations_and_are_answered_from_there(netns, family, bound):
     prefix, chosen = PREFIX[family], random.Random(9)
     with serving(netns, bound, 5353) as endpoint, asker(netns, family) as client:
-        for _ in range(20):
+        for _ in range(LOAD // 2000 or 1):
             asked = {
                 (str(prefix[chosen.randrange(prefix.num_addresses)]), chosen.choice([5353, chosen.randrange(1, 65536)]))
                 for _ in range(100)
