@@ -51,7 +51,8 @@ ip link set lo up; cd {project}; uname -r >"$1/release"; cut -d ' ' -f 1 /proc/u
 env -i HOME=/root LANG=C.UTF-8 PATH="{bin}:$PATH" NO_COLOR=1 COLUMNS=110 \\
     PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \\
     PYSKL_TEST_OBJECTS={objects} PYSKL_TEST_LOAD=1000 PYSKL_REQUIRED_FEATURES={features} {lacking} \\
-    timeout -s INT -k 20 {limit} python -P -m pytest -p no:cacheprovider --junitxml="$1/junit.xml" {arguments}
+    timeout -s INT -k 20 {limit} python -P -m pytest -p no:cacheprovider --junitxml="$1/junit.xml" \\
+    --durations=8 --durations-min=3 {arguments}
 echo $? >"$1/exit"; cut -d ' ' -f 1 /proc/uptime >"$1/ended"; dmesg >"$1/dmesg"
 """
 

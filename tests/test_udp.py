@@ -633,6 +633,7 @@ _ports = st.integers(0, 65535)
 _words = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.portable
 @given(st.ip_addresses(v=4).map(str), _ports)
 def test_v4_addresses_are_packed_and_unpacked(host, port):
     packed = to_sockaddr(socket.AF_INET, (host, port))
@@ -642,6 +643,7 @@ def test_v4_addresses_are_packed_and_unpacked(host, port):
     assert from_sockaddr(mapped) == (f"::ffff:{host}", port, 0, 0)
 
 
+@pytest.mark.portable
 @given(st.ip_addresses(v=6), _ports, _words, _words)
 def test_v6_addresses_are_packed_and_unpacked(address, port, flow, scope):
     packed = to_sockaddr(socket.AF_INET6, (str(address), port, flow, scope))

@@ -443,6 +443,7 @@ def certificate(folder):
     return paths
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("bound", ["127.0.0.1", "::1", "::"])
 def test_aioquics_own_server_and_client_over_a_prefix_and_a_range_of_ports(run, netns, tmp_path, bound):
     """Both as they are. A client ignores what does not come from where it sent to."""
