@@ -511,7 +511,7 @@ def test_an_address_that_is_not_local_says_so(netns):
 
 def test_a_privileged_port_without_the_capability_says_so(netns):
     code = """
-import os, socket
+import fcntl, os, socket  # the first before nobody, who may not read it, needs it
 import pyskl, pyskl.udp
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 with socket.socket(type=socket.SOCK_DGRAM) as sock:
