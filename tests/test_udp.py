@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 import threading
 
 import pytest
@@ -559,7 +560,8 @@ def test_replies_are_set_as_the_servers_socket_is(netns):
         for port in (endpoint.getsockname()[1], 80):
             endpoint.send(b"!", client.getsockname(), source=(V4, port))
             _, ancdata, _, _ = client.recvmsg(10, 100)
-            assert {kind: data[0] for _, kind, data in ancdata} == {socket.IP_TOS: 0x28, socket.IP_TTL: 7}
+            set_as = {kind: int.from_bytes(data, sys.byteorder) for _, kind, data in ancdata}
+            assert set_as == {socket.IP_TOS: 0x28, socket.IP_TTL: 7}
 
 
 def test_threads_share_an_endpoint_and_few_reply_sockets(netns):
