@@ -362,7 +362,8 @@ def main(options: argparse.Namespace) -> int:
         results.insert(0, Result("this machine", os.uname().release))
         count(options.native, results[0], None)
     own = "; ".join({" ".join(kernel.tests.split()): None for kernel in chosen})
-    what = shlex.join(options.arguments) or own or "what depends on the kernel"
+    default = "all tests" if options.project else own or "what depends on the kernel"
+    what = shlex.join(options.arguments) or default
     title = f"Tests on kernels: {what}{', by vng' if options.vng else ''} ({accelerator})"
     report(results, title, BUILD / ("kernels-vng" if options.vng else "kernels"))
     return int(any(result.failed or result.problem for result in results))

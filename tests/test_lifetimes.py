@@ -138,7 +138,7 @@ def operations(cls: type) -> list[str]:
         static = inspect.getattr_static(cls, name)
         if not name.startswith("_") and not isinstance(static, (classmethod, staticmethod)):
             found.append(name)
-    return [name for name in found if name not in {"close", "closed", "inode"}]
+    return [name for name in found if name not in {"close", "closed", "inode", "read_only"}]
 
 
 def operate(thing: object, name: str, world: dict[str, object]) -> object:
