@@ -19,8 +19,11 @@ from support import (
     V4,
     V6,
     Load,
+    bpf_object,
     cookie,
+    eventually,
     fds,
+    new_socket,
     readable,
     steered,
     sysctl,
@@ -220,6 +223,28 @@ def test_handshakes_that_are_under_way_are_waited_for_and_later_ones_not(netns, 
                 assert list(drain) == []
                 assert list(drain) == []
                 later.close()
+
+
+@pytest.mark.needs("bpf_loop")
+def test_a_client_that_is_in_no_queue_yet_is_waited_for(netns):
+    """Its SYN has been looked up, before the overwrite: what the grace period is for."""
+    with (
+        tcp_listener(netns) as old,
+        tcp_listener(netns) as new,
+        pyskl.Program.load(bpf_object("slow")) as program,
+        program.attach(netns),
+    ):
+        program.maps["sockets"][0] = old
+        client = new_socket(netns, socket.AF_INET, socket.SOCK_STREAM)
+        thread = threading.Thread(target=client.connect, args=[(V4, 80)])
+        with client:
+            thread.start()
+            assert eventually(lambda: any(program.maps["found"][0]))
+            program.maps["sockets"][0] = new
+            ((connection, address),) = pyskl.drain(old)
+            thread.join()
+            with connection:
+                assert address == client.getsockname()
 
 
 def test_a_client_that_is_gone_is_waited_for_until_the_time_out(netns):
