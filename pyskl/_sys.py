@@ -881,7 +881,11 @@ class DatagramBatch:
         came = lib.pyskl_batch_receive(self._batch, fd, count, size)
         if came < 0:
             raise OSError(-came, os.strerror(-came))
-        data, received = self._data, self._received[: came * _RECEIVED.size]
+        data = self._data
+        if came == 1:  # the same in less time
+            size, cut, source, destination = _RECEIVED.unpack_from(self._received)
+            return [(data[:size], sources[source], destinations[destination])], [0] if cut else []
+        received = self._received[: came * _RECEIVED.size]
         cut = self._batch.truncated and [i for i, (_, cut, *_) in enumerate(_RECEIVED.iter_unpack(received)) if cut]
         return [
             (data[place : place + size], sources[source], destinations[destination])

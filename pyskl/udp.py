@@ -48,7 +48,7 @@ _new: Final = tuple.__new__
 
 Outgoing: TypeAlias = tuple[socket.socket, bytes, bytes]
 """A datagram that is ready to be sent: the socket that it leaves from, what `_sys` needs to know, and its data."""
-_Resolved: TypeAlias = tuple[bytes, bytes, bytes]
+_Resolved: TypeAlias = tuple[bytes, tuple[bool, bytes], bytes]
 
 
 class _Fields(NamedTuple):
@@ -72,7 +72,8 @@ class Datagram(_Fields):
 
     def reply(self, data: Buffer) -> Datagram:
         """Make the datagram that answers this one: from where it was sent to, to where it came from."""
-        return Datagram(bytes(memoryview(data)), self.destination, self.source)
+        data = data if isinstance(data, bytes) else bytes(memoryview(data))
+        return _new(Datagram, (data, self.destination, self.source))
 
 
 class _Sources(dict[bytes, "Address"]):
@@ -94,17 +95,31 @@ class _Destinations(dict[bytes, "Address"]):
         return _remember(self, sockaddr, (host + scope, port))
 
 
-class _Sockaddrs(dict["Address | None", bytes]):
+class _Sockaddrs(dict["Address", bytes]):
     """The same the other way round, for a socket's family."""
 
     def __init__(self, family: int) -> None:
         self._family = family
-        self[None] = b""
 
-    def __missing__(self, address: Address | None) -> bytes:
-        if address is None:  # forgotten with the others
-            return b""
+    def __missing__(self, address: Address) -> bytes:
         return _remember(self, address, to_sockaddr(self._family, address))
+
+
+class _Ways(dict["Address | None", tuple[bool, bytes]]):
+    """Whether what leaves from an address needs a socket of its own, and the address; none for the socket's own."""
+
+    def __init__(self, sockaddrs: _Sockaddrs, own: Address) -> None:
+        self._sockaddrs = sockaddrs
+        self._own = split_sockaddr(sockaddrs[own])
+
+    def __missing__(self, source: Address | None) -> tuple[bool, bytes]:
+        if source is None:
+            return False, b""
+        sockaddr = self._sockaddrs[source]
+        host, port = split_sockaddr(sockaddr)
+        if port == self._own[1] and (host == self._own[0] or is_of_many(host)):
+            sockaddr = b""
+        return _remember(self, source, (port != self._own[1], sockaddr))
 
 
 class Endpoint(Closable):
@@ -139,7 +154,7 @@ class Endpoint(Closable):
         self._sources = _Sources()
         self._destinations = _Destinations(self._name)
         self._sockaddrs = _Sockaddrs(self.family)
-        self._host, self._port = split_sockaddr(self._sockaddrs[self._name])
+        self._ways = _Ways(self._sockaddrs, self._name)
         self._replies = ReplySockets(self._sock, max_reply_sockets)
         self._spare: list[_sys.DatagramBatch] = []
 
@@ -266,9 +281,15 @@ class Endpoint(Closable):
             ValueError: what stands for an address is none, or of the other family.
             PermissionDenied, BpfError, BlockingIOError, TimeoutError, OSError: as `reply` does.
         """
+        self.fileno()
         resolved = self._resolved(data, source, to)
-        self._send([resolved])
-        return len(resolved[0])
+        _, described, payload = self._prepared(*resolved)
+        sent, number = _sys.send_datagrams((described,), (payload,))
+        if not sent:
+            if number not in {errno.EAGAIN, errno.EINTR}:
+                raise OSError(number, os.strerror(number))
+            self._send([resolved])
+        return len(payload)
 
     def send_many(self, datagrams: Iterable[tuple[Buffer, Address | None, Address]]) -> int:
         """Send datagrams, each from its source to its destination, in order: sendmmsg(2). It gives how many went out.
@@ -290,18 +311,14 @@ class Endpoint(Closable):
         return _sys.send_datagrams([described for _, described, _ in ready], [data for _, _, data in ready])
 
     def _resolved(self, data: Buffer, source: Address | None, to: Address) -> _Resolved:
-        if not isinstance(data, bytes):
-            data = memoryview(data).tobytes()
-        return data, self._sockaddrs[source], self._sockaddrs[to]
+        data = data if isinstance(data, bytes) else bytes(memoryview(data))
+        return data, self._ways[source], self._sockaddrs[to]
 
-    def _prepared(self, data: bytes, source: bytes, to: bytes) -> Outgoing:
+    def _prepared(self, data: bytes, way: tuple[bool, bytes], to: bytes) -> Outgoing:
+        elsewhere, source = way
         sock = self._sock
-        if source:
-            host, port = split_sockaddr(source)
-            if port != self._port:
-                sock, source = self._replies.get(source), b""
-            elif host == self._host or is_of_many(host):
-                source = b""
+        if elsewhere:
+            sock, source = self._replies.get(source), b""
         return sock, _sys.outgoing(sock.fileno(), len(data), to, source), data
 
     def _ready(self, datagrams: list[_Resolved]) -> tuple[list[Outgoing], OSError | None]:

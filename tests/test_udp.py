@@ -16,7 +16,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
     IPV6_FREEBIND,
@@ -636,6 +636,7 @@ _words = st.integers(0, 2**32 - 1)
 
 
 @pytest.mark.portable
+@settings(deadline=None)
 @given(st.ip_addresses(v=4).map(str), _ports)
 def test_v4_addresses_are_packed_and_unpacked(host, port):
     packed = to_sockaddr(socket.AF_INET, (host, port))
@@ -646,6 +647,7 @@ def test_v4_addresses_are_packed_and_unpacked(host, port):
 
 
 @pytest.mark.portable
+@settings(deadline=None)
 @given(st.ip_addresses(v=6), _ports, _words, _words)
 def test_v6_addresses_are_packed_and_unpacked(address, port, flow, scope):
     packed = to_sockaddr(socket.AF_INET6, (str(address), port, flow, scope))
