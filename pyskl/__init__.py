@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from pyskl.sockets import Socket as Socket
     from pyskl.sockets import socket_cookie as socket_cookie
     from pyskl.steering import steer as steer
+    from pyskl.succession import TakeOver as TakeOver
     from pyskl.trace import Event as Event
     from pyskl.trace import Trace as Trace
 
@@ -113,6 +114,7 @@ _NAMES = {
     "pyskl.report": "Count Counters Decision Diff LabelStatus Registration Status",
     "pyskl.sockets": "Socket socket_cookie",
     "pyskl.steering": "steer",
+    "pyskl.succession": "TakeOver",
     "pyskl.trace": "Event Trace",
     "pyskl.udp": "udp",  # a module that is public as it is
 }
