@@ -6,12 +6,34 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pyskl.enums import Protocol
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 ProtocolLike: TypeAlias = Protocol | Literal["tcp", "udp"]
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
+
+class DatagramAddress(tuple[Any, ...]):  # noqa: SLOT001 - a tuple has none that are not empty
+    """Where a datagram came from: a tuple as asyncio gives it, which carries where it was sent to.
+
+    Attributes:
+        destination: the (address, port) that the client sent to; what is sent to this address leaves from there.
+    """
+
+    destination: Address
+
+    def __new__(cls, source: Address, destination: Address) -> Self:
+        """Make it of the two addresses."""
+        self = super().__new__(cls, source)
+        self.destination = destination
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple[Any, ...], Address]:
+        return tuple(self), self.destination
 
 
 def parse_protocol(protocol: ProtocolLike) -> Protocol:

@@ -11,8 +11,10 @@ from asyncio.trsock import TransportSocket
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from pyskl.address import DatagramAddress
+
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from pyskl.address import Address
     from pyskl.udp import Endpoint, Outgoing
@@ -20,25 +22,6 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger("pyskl.udp")
 _AT_ONCE: Final = 32  # datagrams that are received before other callbacks have their turn
 _HEADER: Final = 8  # bytes of UDP's own, so that empty datagrams fill a buffer too
-
-
-class DatagramAddress(tuple[Any, ...]):  # noqa: SLOT001 - a tuple has none that are not empty
-    """Where a datagram came from: a tuple as asyncio gives it, which carries where it was sent to.
-
-    Attributes:
-        destination: the (address, port) that the client sent to; what is sent to this address leaves from there.
-    """
-
-    destination: Address
-
-    def __new__(cls, source: Address, destination: Address) -> Self:
-        """Make it of the two addresses."""
-        self = super().__new__(cls, source)
-        self.destination = destination
-        return self
-
-    def __getnewargs__(self) -> tuple[tuple[Any, ...], Address]:
-        return tuple(self), self.destination
 
 
 class DatagramTransport(asyncio.DatagramTransport):

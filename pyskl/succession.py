@@ -8,6 +8,7 @@ import fcntl
 import os
 import select
 import signal as _signal
+import time
 from typing import TYPE_CHECKING, Final
 
 from pyskl.errors import Busy
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pyskl.report import Registration
     from pyskl.sockets import Socket
 
+_PAUSE: Final = 0.005  # seconds between two tries to get a lock
 _START_TIME: Final = 19  # of /proc/PID/stat, counted after the name of the program (proc_pid_stat(5))
 
 
@@ -52,7 +54,7 @@ class TakeOver:
 
     Raises:
         TimeoutError: on leaving: the predecessor is still there. It can be left alone, or killed.
-        Busy: another process is about to take the same place; `pid` tells which.
+        Busy: on entering: another process is taking the same place, for longer than `timeout`; `pid` tells which.
         PermissionError: the predecessor is another user's.
         ValueError: the file holds no pid, or the predecessor is this very process.
         BadSocket, BpfError, and others: as `Dispatcher.register`.
@@ -109,7 +111,9 @@ class TakeOver:
                     raise self._still_there()
 
     async def __aenter__(self) -> Self:
-        return self.__enter__()
+        import asyncio  # noqa: PLC0415 - only who uses it pays for it
+
+        return await asyncio.to_thread(self.__enter__)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         with self._open:
@@ -134,15 +138,24 @@ class TakeOver:
             return None, _running(self._predecessor, None)
         file = os.open(self._predecessor, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         stack.callback(os.close, file)
-        pid, started = _read(file, self._predecessor)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy = Busy(f"process {pid} is taking the same place")
-            busy.pid = pid
-            raise busy from None
+        self._lock(file, self._predecessor)
         pid, started = _read(file, self._predecessor)
         return file, _running(pid, started)
+
+    def _lock(self, file: int, path: StrPath) -> None:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    pid = _read(file, path)[0]
+                    busy = Busy(f"process {pid} is taking the same place")
+                    busy.pid = pid
+                    raise busy from None
+                time.sleep(_PAUSE)
+            else:
+                return
 
 
 def _read(file: int, path: StrPath) -> tuple[int | None, str | None]:

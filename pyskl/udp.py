@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from pyskl import _sys
 from pyskl._fd import Closable, fd_of
-from pyskl.address import from_sockaddr, is_of_many, split_sockaddr, to_sockaddr
+from pyskl.address import DatagramAddress, from_sockaddr, is_of_many, split_sockaddr, to_sockaddr
 from pyskl.reply import IPV6_FREEBIND, ReplySockets
 from pyskl.sockets import refuse
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     Protocol_T = TypeVar("Protocol_T", bound=asyncio.BaseProtocol)
     Key = TypeVar("Key")
     Value = TypeVar("Value")
+
+__all__ = ["Datagram", "DatagramAddress", "Endpoint", "create_datagram_endpoint"]
 
 _IP_RECVORIGDSTADDR: Final = 20
 _IPV6_RECVORIGDSTADDR: Final = 74
@@ -358,8 +360,9 @@ async def create_datagram_endpoint(
 ) -> tuple[asyncio.DatagramTransport, Protocol_T]:
     """Serve UDP by a protocol of asyncio, as its loop's create_datagram_endpoint(), with replies from where they must.
 
-    The address that ``datagram_received`` gets is a tuple as asyncio's, with `destination` as an attribute;
-    ``transport.sendto(data, addr)`` with it replies from there. With any other address it sends from the socket itself.
+    The address that ``datagram_received`` gets is a `DatagramAddress`: a tuple as asyncio's, with `destination` as an
+    attribute; ``transport.sendto(data, addr)`` with it replies from there. With any other address it sends from the
+    socket itself.
 
     Args:
         protocol_factory: makes the asyncio.DatagramProtocol.

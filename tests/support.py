@@ -313,6 +313,27 @@ def eventually(condition: Callable[[], object], timeout: float = TIMEOUT) -> boo
     return True
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for "localhost", and its key."""
+    import datetime as dt
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.timezone.utc)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - dt.timedelta(1)).not_valid_after(now + dt.timedelta(1))
+    signed = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(signed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+    return paths
+
+
 # -- what the kernel holds -------------------------------------------------------------------------
 
 _libc = ctypes.CDLL(None, use_errno=True)

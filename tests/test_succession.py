@@ -40,6 +40,7 @@ while reads not in (ready := [fd for fd, _ in poller.poll()]):
     serve(listener.accept()[0])
 for connection, _ in pyskl.drain(listener):
     serve(connection)
+listener.close()
 """
 
 _ASYNC_SERVER = """
@@ -96,17 +97,21 @@ def test_generations_of_a_daemon_lose_nobody(netns, bpffs, tmp_path, code):
             return processes[-1].stdout.readline()
 
         processes: list[subprocess.Popen[str]] = []
+        under_load: set[str] = set()
         assert start() == "None\n"
         load = stack.enter_context(Load(netns, LOAD))
         while load.running or len(processes) < GENERATIONS:
             assert start() == f"{processes[-2].pid}\n"
+            if load.running:
+                under_load.add(str(len(processes) - 2))
             assert processes[-2].wait(30) == 0
         outcomes = load.outcomes()
         processes[-1].send_signal(signal.SIGTERM)
         assert processes[-1].wait(30) == 0
     assert outcomes.total() == LOAD
     assert outcomes.keys() <= {str(number) for number in range(len(processes))}
-    assert len(outcomes) >= min(GENERATIONS, len(processes)) / 2
+    assert under_load
+    assert outcomes.keys() >= under_load  # each generation really served
 
 
 # -- what it does --------------------------------------------------------------------------------------------------
@@ -230,6 +235,6 @@ def test_two_that_want_the_same_place_at_once(netns, bpffs, tmp_path):
     with pinned(netns, bpffs) as dispatcher, tcp_listener(netns) as one, tcp_listener(netns) as other:
         with pyskl.TakeOver(dispatcher, "web", one, predecessor=path):
             with pytest.raises(pyskl.Busy) as error:
-                pyskl.TakeOver(dispatcher, "web", other, predecessor=path).__enter__()
+                pyskl.TakeOver(dispatcher, "web", other, predecessor=path, timeout=0.05).__enter__()
             assert error.value.pid == os.getpid()
             assert ask_tcp(netns, V4, 80, one, other) is one

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import datetime as dt
 import errno
 import gc
 import pickle
@@ -14,7 +13,7 @@ import random
 import socket
 
 import pytest
-from support import IPV6_FREEBIND, TIMEOUT, V4, family_of, ip, new_socket, steered, udp_socket
+from support import IPV6_FREEBIND, TIMEOUT, V4, certificate, family_of, ip, new_socket, steered, udp_socket
 
 import pyskl
 from pyskl.udp import create_datagram_endpoint
