@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -57,6 +58,26 @@ def test_each_fits_on_one_screen():
 def test_the_examples_are_those_that_are_tested_here():
     here = Path(__file__).read_text()
     assert [path.stem for path in EXAMPLES.iterdir() if f'"{path.stem}"' not in here] == []
+
+
+SNIPPETS = [
+    pytest.param(snippet, id=f"{name}-{number}")
+    for name in ("udp", "restarts")
+    for number, snippet in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", (EXAMPLES.parent / f"{name}.md").read_text(), re.DOTALL | re.MULTILINE)
+    )
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_the_snippets_of_the_documents_run(netns, bpffs, tmp_path, snippet):
+    snippet = snippet.replace("/sys/fs/bpf/", f"{bpffs}/")
+    command = [sys.executable, "-I", "-W", "error", "-c", snippet]
+    with netns.entered():
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    if "client.recvfrom" in snippet:
+        assert ran.stdout.endswith("(b'HELLO', ('192.0.2.7', 53))\n")
 
 
 def test_asyncio_tcp(netns):
@@ -157,6 +178,7 @@ def test_prefork(netns):
         assert eventually(lambda: workers.add(ask()) or len(workers) == 3)
         victim = int(workers.pop().split()[1])
         os.kill(victim, signal.SIGKILL)
+        assert eventually(lambda: not os.path.exists(f"/proc/{victim}"))  # until then its queue takes clients
         seen = set()
         assert eventually(lambda: seen.add(ask()) or (len(seen - workers) >= 1 and workers <= seen))
         assert f"worker {victim}\n" not in seen

@@ -495,3 +495,58 @@ def test_aioquics_own_server_and_client_over_a_prefix_and_a_range_of_ports(run, 
             await asyncio.gather(*tasks)
 
     run(main())
+
+
+def test_a_transfer_of_aioquics_client_goes_on_across_a_restart(run, netns, tmp_path):
+    """The predecessor keeps its connections by `udp_sticky`, and the successor gets the new ones."""
+    pytest.importorskip("aioquic")
+    from aioquic.asyncio.client import connect
+    from aioquic.asyncio.server import QuicServer
+    from aioquic.quic.configuration import QuicConfiguration
+
+    cert, key = certificate(tmp_path)
+    serves = QuicConfiguration(is_client=False, alpn_protocols=["echo"])
+    serves.load_cert_chain(cert, key)
+    asks = QuicConfiguration(is_client=True, alpn_protocols=["echo"], server_name="localhost")
+    asks.load_verify_locations(cert)
+    payload, tasks = random.Random(6).randbytes(300_000), set()
+
+    def generation(name):
+        def handler(reader, writer):
+            async def echo():
+                writer.write(name)
+                while data := await reader.read(4096):
+                    writer.write(data)
+                writer.write_eof()
+
+            tasks.add(asyncio.ensure_future(echo()))
+
+        return lambda: QuicServer(configuration=serves, stream_handler=handler)
+
+    async def main():
+        with pyskl.Dispatcher.create(netns) as dispatcher:
+            dispatcher.bind("quic", "udp", "192.0.2.0/24", ports="4000-5000")
+            dispatcher.set_policy("quic", udp_sticky=60)
+            old, new = udp_socket(netns), udp_socket(netns)
+            generations = [
+                await create_datagram_endpoint(generation(name), sock) for name, sock in ((b"old", old), (b"new", new))
+            ]
+            dispatcher.register("quic", old)
+            async with connect("192.0.2.7", 4001, configuration=asks) as client:
+                reader, writer = await client.create_stream()
+                writer.write(payload[:1000])
+                assert await reader.readexactly(1003) == b"old" + payload[:1000]
+                dispatcher.register("quic", new)
+                async with connect("192.0.2.7", 4001, configuration=asks) as other:
+                    its_reader, its_writer = await other.create_stream()
+                    its_writer.write_eof()
+                    assert await its_reader.read() == b"new"
+                writer.write(payload[1000:])
+                writer.write_eof()
+                assert await reader.read() == payload[1000:]
+            for transport, server in generations:
+                server.close()
+                await until(transport.is_closing)
+            await asyncio.gather(*tasks)
+
+    run(main())
