@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path(__file__).resolve().parent
 MULTIARCH = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu")
-CLANG = ["-O2", "-g", "-Wall", "-Werror", f"-I{MULTIARCH}", f"-ffile-prefix-map={HERE}=."]
+CLANG = ["-O2", "-g", "-mcpu=v3", "-Wall", "-Werror", f"-I{MULTIARCH}", f"-ffile-prefix-map={HERE}=."]
 
 # "..." leaves the layout of a struct to the compiler, which has the kernel's headers.
 CDEF = """

@@ -44,13 +44,23 @@ struct pyskl_head {
 /* Lines 1 and 2: IPv4 and IPv6. */
 struct pyskl_family {
 	__u64 seed;
-	__u64 levels[4];    /* see table.h */
+	__u64 lengths[2];   /* which are in use: like a bitmap of a level, see table.h */
+	__u64 few;          /* the filter, where filter_count is 0 */
+	__u32 first;        /* the first level's first line, or 0; the bits of an address that do not count for it */
+	__u32 first_shift;
 	__u32 buckets;      /* first line */
 	__u32 bucket_count;
 	__u32 filter;       /* first line */
 	__u32 filter_count;
-	__u32 shortest;     /* whether the prefix of no length is bound: line 3 has what it leads to */
-	__u32 unused;
+	__u32 levels;       /* the line of the further levels, or 0 */
+	__u16 anchor;       /* in IPv6 it is at most 64 bits long, or longer than any prefix */
+	__u16 shortest;     /* whether the prefix of no length is bound: line 3 has what it leads to */
+};
+
+/* The further levels of a family, see table.h; the bitmaps by port are in the lines after it. */
+struct pyskl_levels {
+	__u64 levels[3];
+	__u64 unused[5];
 };
 
 /* One policy, in one word: what a client gets while the label has no live socket; when its flows began to be remembered
@@ -85,6 +95,12 @@ struct pyskl_name {
 /* By number of a label: the number of each group, or 0. */
 struct pyskl_label {
 	__u32 group[PYSKL_GROUPS];
+};
+
+/* By number of a label: where one socket takes all flows of a kind, its key in the sockmap, else 0. A short cut past label
+ * and group, which is taken away before these change. */
+struct pyskl_alone {
+	__u32 key[PYSKL_GROUPS];
 };
 
 /* By number of a group. The socket of a slot is under 64 * group + slot in the sockmap. */

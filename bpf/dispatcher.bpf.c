@@ -49,6 +49,14 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
+	__type(value, struct pyskl_alone);
+} alone SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
 	__type(value, struct pyskl_group);
 } groups SEC(".maps");
 
@@ -158,14 +166,17 @@ static __always_inline __u32 next_round(__u32 i)
 
 static const __u8 positions[64] = TABLE_POSITIONS;
 
-static __always_inline struct table_line *line_of(void *table, __u32 number)
+/* Functions keep one word of their stack for the keys of all look-ups: without CAP_PERFMON the CPU waits after the first
+ * write to each. */
+static __always_inline void *look_up(void *map, __u32 *at, __u32 number)
 {
-	return bpf_map_lookup_elem(table, &number);
+	*at = number;
+	return bpf_map_lookup_elem(map, at);
 }
 
-static __always_inline __u64 word_of(void *table, __u32 first, __u32 word)
+static __always_inline __u64 word_of(void *table, __u32 *at, __u32 first, __u32 word)
 {
-	struct table_line *line = line_of(table, first + word / 8);
+	struct table_line *line = look_up(table, at, first + word / 8);
 
 	return line ? line->words[word & 7] : 0;
 }
@@ -178,16 +189,16 @@ static __always_inline __u64 word_of(void *table, __u32 first, __u32 word)
  * arguments. */
 __noinline __u32 search_list(__u32 list, __u32 port)
 {
-	const __u32 zero = 0;
+	__u32 at;
 	__u32 position, count, i;
 	struct table_line *line;
 	void *table;
 	__u64 value;
 
-	table = bpf_map_lookup_elem(&tables, &zero);
+	table = look_up(&tables, &at, 0);
 	if (!table)
 		return 0;
-	line = line_of(table, list);
+	line = look_up(table, &at, list);
 	if (!line)
 		return 0;
 	count = LIST_SEARCHED(line->words[0]);
@@ -201,7 +212,7 @@ __noinline __u32 search_list(__u32 list, __u32 port)
 		probe = beyond >> 63;
 		barrier_var(probe);
 		probe = position + step + (beyond & probe); /* the last one, where it is beyond that */
-		line = line_of(table, list + ((__u32)probe >> 3));
+		line = look_up(table, &at, list + ((__u32)probe >> 3));
 		if (!line)
 			return 0;
 		value = line->words[probe & 7];
@@ -210,7 +221,7 @@ __noinline __u32 search_list(__u32 list, __u32 port)
 		position += step & ~(__u32)(beyond >> 63);
 		barrier_var(position);
 	}
-	line = line_of(table, list + position / 8);
+	line = look_up(table, &at, list + position / 8);
 	if (!line)
 		return 0;
 	value = line->words[position & 7];
@@ -228,15 +239,24 @@ static __always_inline __u32 label_at(__u64 value, __u32 port)
 	return value & TABLE_LIST ? search_list((value & ~TABLE_LIST) >> 32, port) : value >> 32;
 }
 
-static __always_inline bool passes(void *table, const struct pyskl_family *family, __u64 hash, __u32 port)
+/* Whether the filter lets a prefix and a port through. */
+static __always_inline bool passes(void *table, __u32 *at, const struct pyskl_family *family, __u64 home, __u64 hash,
+				   __u32 port)
 {
-	struct table_line *line = line_of(table, family->filter + table_place(hash >> 32, family->filter_count));
-	__u64 bits, any = table_filter_bits(hash), exact = table_filter_port(hash, port);
+	struct table_line *line;
+	__u64 word = family->few, bits;
 
-	if (!line)
-		return false;
-	bits = line->words[table_filter_word(hash)];
-	return (bits & any) == any || (bits & exact) == exact;
+	if (family->filter_count) {
+		line = look_up(table, at, family->filter + table_place(home >> 32, family->filter_count));
+		if (!line)
+			return false;
+		word = line->words[table_filter_word(hash)];
+	}
+	bits = table_filter_port(hash, port);
+	if ((word & bits) == bits)
+		return true;
+	bits = table_filter_bits(hash);
+	return (word & bits) == bits;
 }
 
 /* A word of a line, read here and nowhere else: without CAP_PERFMON no two paths may read through one instruction. */
@@ -280,18 +300,19 @@ static __always_inline bool in6(const struct table_line *line, __u64 hi, __u64 l
 	return true;
 }
 
-/* Go on after a bucket's own line. */
+/* Go on after the first line: in those after `place`. */
 __noinline __u64 probe4(__u32 place, __u64 key)
 {
-	const __u32 zero = 0;
-	void *table = bpf_map_lookup_elem(&tables, &zero);
+	__u32 at;
+	void *table = look_up(&tables, &at, 0);
 	__u64 value = 0;
 	__u32 i;
 
 	if (!table)
 		return 0;
-	for (i = 1; i < TABLE_PROBES; i = next_round(i)) {
-		struct table_line *line = line_of(table, place + i);
+#pragma unroll
+	for (i = 1; i <= TABLE_PROBES; i++) {
+		struct table_line *line = look_up(table, &at, place + i);
 
 		if (!line || in4(line, key, &value))
 			break;
@@ -301,15 +322,16 @@ __noinline __u64 probe4(__u32 place, __u64 key)
 
 __noinline __u64 probe6(__u32 place, __u64 hi, __u64 lo, __u64 key)
 {
-	const __u32 zero = 0;
-	void *table = bpf_map_lookup_elem(&tables, &zero);
+	__u32 at;
+	void *table = look_up(&tables, &at, 0);
 	__u64 value = 0;
 	__u32 i;
 
 	if (!table)
 		return 0;
-	for (i = 1; i < TABLE_PROBES; i = next_round(i)) {
-		struct table_line *line = line_of(table, place + i);
+#pragma unroll
+	for (i = 1; i <= TABLE_PROBES; i++) {
+		struct table_line *line = look_up(table, &at, place + i);
 
 		if (!line || in6(line, hi, lo, key, &value))
 			break;
@@ -317,160 +339,245 @@ __noinline __u64 probe6(__u32 place, __u64 hi, __u64 lo, __u64 key)
 	return value;
 }
 
-/* The label of the prefix that has no length, for a family and protocol. */
-static __always_inline __u32 label_of_any(void *table, __u32 kind, __u32 port)
+/* All bits or none: whether a prefix is shorter than the anchor, and its own hash says where it is. */
+static __always_inline __u64 on_its_own(__u32 length, const struct pyskl_family *family)
 {
-	return label_at(word_of(table, TABLE_ANY, kind & 3), port);
+	__s64 own = (__s64)length - (__s64)family->anchor;
+
+	barrier_var(own); /* or it would be a branch, see above */
+	return own >> 63;
+}
+
+/* After which line to go on: in the prefix's own bucket, or after it where it was the first. */
+static __always_inline __u32 further(const struct pyskl_family *family, __u64 hash, __u64 own)
+{
+	return family->buckets + table_place(hash, family->bucket_count) + (own & 1) - 1;
+}
+
+/* The label of the prefix that has no length, for a family and protocol. */
+static __always_inline __u32 label_of_any(void *table, __u32 *at, __u32 kind, __u32 port)
+{
+	return label_at(word_of(table, at, TABLE_ANY, kind & 3), port);
+}
+
+/* Of some candidates, those that the further levels leave. */
+__noinline __u32 narrow4(__u32 address, __u32 candidates)
+{
+	struct pyskl_family *family;
+	struct pyskl_levels *levels;
+	struct table_line *line;
+	__u32 at, i, j;
+	void *table;
+	__u64 seed;
+
+	table = look_up(&tables, &at, 0);
+	if (!table)
+		return 0;
+	family = look_up(table, &at, TABLE_FAMILY);
+	if (!family)
+		return 0;
+	seed = family->seed;
+	levels = look_up(table, &at, family->levels);
+	if (!levels)
+		return 0;
+#pragma unroll
+	for (j = 0; j < 3; j++) {
+		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) & 31);
+
+		if (!level || !(candidates & ~above))
+			break;
+		i = table_place(table_hash4(seed, (address & above) | j), LEVEL_COUNT(level));
+		line = look_up(table, &at, LEVEL_LINE(level) + i / 16);
+		if (!line)
+			return 0;
+		candidates &= ((__u32 *)line)[i & 15] | above;
+	}
+	return candidates;
 }
 
 /* Label and length (<< 32) of the binding of an IPv4 address, in the machine's order, and a port; or 0. */
 __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 {
-	const __u32 zero = 0;
 	struct pyskl_family *family;
 	struct table_line *line;
-	__u64 candidates, level;
+	__u32 at, i, candidates;
+	__u64 all_bits, beside;
 	void *table;
-	__u32 i, j;
 
-	table = bpf_map_lookup_elem(&tables, &zero);
+	table = look_up(&tables, &at, 0);
 	if (!table)
 		return 0;
-	family = (void *)line_of(table, TABLE_FAMILY);
-	if (!family || !family->bucket_count)
+	family = look_up(table, &at, TABLE_FAMILY);
+	if (!family)
 		return 0;
-	level = family->levels[0];
-	i = (__u64)address >> (32 - (LEVEL_BITS(level) & 31));
-	line = line_of(table, LEVEL_LINE(level) + i / 16);
-	if (!line)
-		return 0;
-	candidates = ((__u32 *)line)[i & 15];
-#pragma unroll
-	for (j = 1; j < 4; j++) {
-		__u64 below;
-
-		level = family->levels[j];
-		if (!level)
-			break;
-		below = ((__u64)1 << (32 - (LEVEL_BITS(level) & 31))) - 1;
-		if (!(candidates & below))
-			break;
-		i = table_place(table_hash4(family->seed, (__u64)address >> (32 - (LEVEL_BITS(level) & 31)) << 8 | j),
-				LEVEL_COUNT(level));
-		line = line_of(table, LEVEL_LINE(level) + i / 16);
+	candidates = family->lengths[0];
+	if (family->first) {
+		i = address >> (family->first_shift & 31);
+		line = look_up(table, &at, family->first + i / 16);
 		if (!line)
 			return 0;
-		candidates &= ((__u32 *)line)[i & 15] | ~below;
+		candidates = ((__u32 *)line)[i & 15];
 	}
+	if (candidates && family->levels) {
+		i = table_by_port(protocol & 1, port);
+		line = look_up(table, &at, TABLE_PORTS_LINE(family->levels) + i / 16);
+		if (!line)
+			return 0;
+		candidates &= ((__u32 *)line)[i & 15];
+		if (candidates & (candidates - 1))
+			candidates = narrow4(address, candidates);
+	}
+	beside = table_hash_anchor(family->seed, address >> (-(__u32)family->anchor & 31), protocol);
+	all_bits = TABLE_KEY(0, protocol) | address;
 	ROUNDS(i, 32) {
-		__u32 bit, place, label = 0, length;
-		__u64 key, hash, value = 0;
+		__u64 key, hash, home, own, value = 0;
+		__u32 bit, label;
+
+		if (!candidates)
+			break;
+		bit = table_lowest(candidates, positions) & 31;
+		candidates &= candidates - 1;
+		key = (all_bits & -1ULL << bit) + ((__u64)(32 - bit) << 32);
+		hash = table_hash4(family->seed, key);
+		own = on_its_own(32 - bit, family);
+		home = (hash & own) | (beside & ~own);
+		if (!passes(table, &at, family, home, hash, port))
+			continue;
+		line = look_up(table, &at, family->buckets + table_place(home, family->bucket_count));
+		if (!line)
+			return 0;
+		if (!in4(line, key, &value))
+			value = probe4(further(family, hash, own), key);
+		label = label_at(value, port);
+		if (label)
+			return label | (__u64)(32 - bit) << 32;
+	}
+	return family->shortest ? label_of_any(table, &at, protocol, port) : 0;
+}
+
+/* The same for IPv6, whose candidates are two words: the prefixes longer than 64 bits, and the others. */
+__noinline __u64 narrow6(__u64 hi, __u64 lo, __u64 candidates, __u32 shorter)
+{
+	struct pyskl_family *family;
+	struct pyskl_levels *levels;
+	struct table_line *line;
+	__u64 seed, of_shorter;
+	__u32 at, i, j;
+	void *table;
+
+	table = look_up(&tables, &at, 0);
+	if (!table)
+		return 0;
+	family = look_up(table, &at, TABLE_FAMILY + 1);
+	if (!family)
+		return 0;
+	seed = family->seed;
+	levels = look_up(table, &at, family->levels);
+	if (!levels)
+		return 0;
+	shorter &= 1;
+	of_shorter = -(__u64)shorter;
+	barrier_var(of_shorter);
+#pragma unroll
+	for (j = 0; j < 3; j++) {
+		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) & 63);
+		__s64 within = (__s64)LEVEL_SHIFT(level) - 64; /* within the second word, it says nothing of the first */
+
+		barrier_var(within);
+		within >>= 63;
+		if (!level || !(candidates & ~((within & above) | (of_shorter & (within | above)))))
+			break;
+		i = table_place(table_hash6(seed, hi & (within | above), lo & within & above, j), LEVEL_COUNT(level));
+		line = look_up(table, &at, LEVEL_LINE(level) + i / 4);
+		if (!line)
+			return 0;
+		candidates &= line->words[(i & 3) * 2 + shorter] | (within & above) | (of_shorter & (within | above));
+	}
+	return candidates;
+}
+
+/* Look among the candidates of one word. */
+static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_family *family, __u64 hi, __u64 lo,
+				     __u32 protocol, __u32 port, __u64 candidates, bool shorter)
+{
+	__u64 beside = table_hash_anchor(family->seed, hi >> (-(__u32)family->anchor & 63), protocol);
+	struct table_line *line;
+	__u32 i;
+
+	ROUNDS(i, 64) {
+		__u64 top = hi, bottom = lo, key, hash, home, own, value = 0;
+		__u32 bit, label, length;
 
 		if (!candidates)
 			break;
 		bit = table_lowest(candidates, positions) & 63;
 		candidates &= candidates - 1;
-		length = 32 - bit;
-		key = TABLE_KEY(length, protocol) | (address & (__u32)(~0ULL << bit));
-		hash = table_hash4(family->seed, key);
-		if (!passes(table, family, hash, port))
-			continue;
-		place = family->buckets + table_place(hash, family->bucket_count);
-		line = line_of(table, place);
-		if (!line)
-			return 0;
-		if (!in4(line, key, &value))
-			value = probe4(place, key);
-		if (value)
-			label = label_at(value, port);
-		if (label)
-			return label | (__u64)length << 32;
-	}
-	return family->shortest ? label_of_any(table, protocol, port) : 0;
-}
-
-/* The same for IPv6, whose address is in two words. */
-__noinline __u64 find6(__u64 hi, __u64 lo, __u32 protocol, __u32 port)
-{
-	const __u32 zero = 0;
-	struct pyskl_family *family;
-	struct table_line *line;
-	__u64 level, longer, shorter;
-	void *table;
-	__u32 i, j;
-
-	table = bpf_map_lookup_elem(&tables, &zero);
-	if (!table)
-		return 0;
-	family = (void *)line_of(table, TABLE_FAMILY + 1);
-	if (!family || !family->bucket_count)
-		return 0;
-	level = family->levels[0];
-	i = hi >> 1 >> (63 - (LEVEL_BITS(level) & 63));
-	line = line_of(table, LEVEL_LINE(level) + i / 4);
-	if (!line)
-		return 0;
-	longer = line->words[(i & 3) * 2];
-	shorter = line->words[(i & 3) * 2 + 1];
-#pragma unroll
-	for (j = 1; j < 4; j++) {
-		__u64 bits, below_longer, below_shorter, top, bottom;
-
-		level = family->levels[j];
-		if (!level)
-			break;
-		bits = LEVEL_BITS(level);
-		if (bits >= 64) { /* below it are lengths of the first word alone */
-			below_longer = ((__u64)1 << (-bits & 63)) - 1 | -(__u64)(bits == 64);
-			below_shorter = 0;
-			top = hi;
-			bottom = lo & ~below_longer;
-		} else {
-			below_longer = -1;
-			below_shorter = ((__u64)1 << (64 - bits & 63)) - 1;
-			top = hi & ~below_shorter;
-			bottom = 0;
-		}
-		if (!(longer & below_longer) && !(shorter & below_shorter))
-			break;
-		i = table_place(table_hash6(family->seed, top, bottom, bits), LEVEL_COUNT(level));
-		line = line_of(table, LEVEL_LINE(level) + i / 4);
-		if (!line)
-			return 0;
-		longer &= line->words[(i & 3) * 2] | ~below_longer;
-		shorter &= line->words[(i & 3) * 2 + 1] | ~below_shorter;
-	}
-	ROUNDS(i, 128) {
-		__u32 bit, place, label = 0, length;
-		__u64 of_longer, top, bottom, key, hash, value = 0;
-
-		if (!(longer | shorter))
-			break;
-		/* Whether it is one of the longer ones, all bits or none: with branches here the verifier would have more
-		 * states than it takes without CAP_PERFMON. */
-		of_longer = (__s64)(longer | -longer) >> 63;
-		bit = table_lowest((longer & of_longer) | (shorter & ~of_longer), positions) & 63;
-		longer &= longer - 1;
-		shorter &= (shorter - 1) | of_longer;
-		length = 64 - bit + (of_longer & 64);
-		top = hi & (~0ULL << bit | of_longer);
-		bottom = lo & ~0ULL << bit & of_longer;
+		length = (shorter ? 64 : 128) - bit;
+		top = shorter ? hi & -1ULL << bit : hi;
+		bottom = shorter ? 0 : lo & -1ULL << bit;
 		key = TABLE_KEY(length, protocol);
 		hash = table_hash6(family->seed, top, bottom, key);
-		if (!passes(table, family, hash, port))
+		own = on_its_own(length, family);
+		home = (hash & own) | (beside & ~own);
+		if (!passes(table, at, family, home, hash, port))
 			continue;
-		place = family->buckets + table_place(hash, family->bucket_count);
-		line = line_of(table, place);
+		line = look_up(table, at, family->buckets + table_place(home, family->bucket_count));
 		if (!line)
 			return 0;
 		if (!in6(line, top, bottom, key, &value))
-			value = probe6(place, top, bottom, key);
-		if (value)
-			label = label_at(value, port);
+			value = probe6(further(family, hash, own), top, bottom, key);
+		label = label_at(value, port);
 		if (label)
 			return label | (__u64)length << 32;
 	}
-	return family->shortest ? label_of_any(table, 2 + protocol, port) : 0;
+	return 0;
+}
+
+__noinline __u64 find6(__u64 hi, __u64 lo, __u32 protocol, __u32 port)
+{
+	__u64 longer, shorter, found = 0;
+	struct pyskl_family *family;
+	struct table_line *line;
+	void *table;
+	__u32 at, i;
+
+	table = look_up(&tables, &at, 0);
+	if (!table)
+		return 0;
+	family = look_up(table, &at, TABLE_FAMILY + 1);
+	if (!family)
+		return 0;
+	longer = family->lengths[0];
+	shorter = family->lengths[1];
+	if (family->first) {
+		i = hi >> (family->first_shift & 63);
+		line = look_up(table, &at, family->first + i / 4);
+		if (!line)
+			return 0;
+		longer = line->words[(i & 3) * 2];
+		shorter = line->words[(i & 3) * 2 + 1];
+	}
+	if (family->levels && longer | shorter) {
+		i = table_by_port(protocol & 1, port);
+		line = look_up(table, &at, TABLE_PORTS_LINE(family->levels) + i / 4);
+		if (!line)
+			return 0;
+		longer &= line->words[(i & 3) * 2];
+		shorter &= line->words[(i & 3) * 2 + 1];
+	}
+	if (longer && family->levels)
+		longer = narrow6(hi, lo, longer, 0);
+	if (longer)
+		found = search6(table, &at, family, hi, lo, protocol, port, longer, false);
+	if (found)
+		return found;
+	if (shorter && family->levels)
+		shorter = narrow6(hi, lo, shorter, 1);
+	if (shorter)
+		found = search6(table, &at, family, hi, lo, protocol, port, shorter, true);
+	if (found)
+		return found;
+	return family->shortest ? label_of_any(table, &at, 2 + protocol, port) : 0;
 }
 
 static __always_inline __u64 mix(__u64 x)
@@ -568,18 +675,18 @@ static __always_inline __u64 flow_of(const struct bpf_sk_lookup *ctx, __u64 seed
 /* The word of a label's policy. */
 __noinline __u64 policy_of(__u32 label)
 {
-	const __u32 zero = 0;
 	struct pyskl_head *head;
 	struct table_line *line;
 	void *table;
+	__u32 at;
 
-	table = bpf_map_lookup_elem(&tables, &zero);
+	table = look_up(&tables, &at, 0);
 	if (!table)
 		return 0;
-	head = (void *)line_of(table, TABLE_HEAD);
+	head = look_up(table, &at, TABLE_HEAD);
 	if (!head || label >= head->labels)
 		return 0;
-	line = line_of(table, head->policies + label / 8);
+	line = look_up(table, &at, head->policies + label / 8);
 	return line ? line->words[label & 7] : 0;
 }
 
@@ -724,50 +831,33 @@ __noinline int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, 
 	return 0;
 }
 
-/* Find the socket of a look-up and select it. What was decided is written where `decision` points, if it is not NULL. */
-static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decision *decision, __u64 flags)
+#define CHOICE(reason, slot) ((__u64)(reason) << 32 | (__u32)(slot))
+
+/* Select one of the sockets of a label for a family and protocol. The reason and the slot, which is -1 for none. */
+__noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kind, __u32 explains)
 {
-	const __u32 zero = 0;
-	__u32 protocol = ctx->protocol == IPPROTO_UDP, v6 = ctx->family != AF_INET, kind = v6 * 2 + protocol;
-	__u64 found, flow = 0, policy = 0, slots, label_epoch = 0;
-	struct pyskl_counters *count;
+	__u64 flow = 0, policy, slots, label_epoch = 0, flags = explains ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0;
 	struct pyskl_group *group;
 	struct pyskl_label *label;
 	struct pyskl_state *shared;
-	__u32 number, index, reason;
+	__u32 at, index;
 	int slot = -1;
 
-	if (v6)
-		found = find6((__u64)bpf_ntohl(ctx->local_ip6[0]) << 32 | bpf_ntohl(ctx->local_ip6[1]),
-			      (__u64)bpf_ntohl(ctx->local_ip6[2]) << 32 | bpf_ntohl(ctx->local_ip6[3]),
-			      protocol, ctx->local_port);
-	else
-		found = find4(bpf_ntohl(ctx->local_ip4), protocol, ctx->local_port);
-	number = found;
-	if (!number) {
-		if (decision)
-			decision->reason = PYSKL_UNBOUND;
-		return SK_PASS;
-	}
-	kind = (kind + (found >> 48)) & 3; /* adds 0, unknown to the verifier, as in search_list() */
-	label = bpf_map_lookup_elem(&labels, &number);
-	shared = bpf_map_lookup_elem(&state, &zero);
+	kind &= 3;
+	label = look_up(&labels, &at, number);
+	shared = look_up(&state, &at, 0);
 	if (!label || !shared)
-		return SK_PASS;
-	if (protocol && shared->sticky) {
+		return CHOICE(PYSKL_PASSED, -1);
+	if (kind & 1 && shared->sticky) {
 		policy = policy_of(number);
 		if (policy >> 32) { /* udp_sticky; without it all of this costs one comparison */
-			label_epoch = (policy & 0xffff0000) << 16 | (decision ? (__u64)1 << 48 : 0) | number;
-			if (stay(ctx, number, policy, !!decision)) {
-				reason = PYSKL_STICKY;
-				slot = 0;
-				goto decided;
-			}
+			label_epoch = (policy & 0xffff0000) << 16 | (explains ? (__u64)1 << 48 : 0) | number;
+			if (stay(ctx, number, policy, explains))
+				return CHOICE(PYSKL_STICKY, 0);
 		}
 	}
-	reason = PYSKL_SELECTED;
 	index = label->group[kind];
-	group = bpf_map_lookup_elem(&groups, &index);
+	group = look_up(&groups, &at, index);
 	if (group && group->filled) {
 		slots = group->filled;
 		if (slots & (slots - 1))
@@ -775,9 +865,9 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 		slot = label_epoch ? settle(ctx, slots, index, flow, label_epoch) :
 				     select_slot(ctx, index, slots, flow, flags);
 	}
-	if (slot < 0 && !v6) { /* a socket of both families is registered as one of IPv6 */
+	if (slot < 0 && !(kind & 2)) { /* a socket of both families is registered as one of IPv6 */
 		index = label->group[kind | 2];
-		group = bpf_map_lookup_elem(&groups, &index);
+		group = look_up(&groups, &at, index);
 		if (group && group->filled & group->dual) {
 			slots = group->filled & group->dual;
 			flow = flow_of(ctx, shared->seed);
@@ -785,58 +875,96 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, struct pyskl_decisi
 					     select_slot(ctx, index, slots, flow, flags);
 		}
 	}
-	if (slot < 0) {
-		reason = PYSKL_SIBLING;
-		index = label->group[kind];
-		if (index)
-			slot = select_sibling(ctx, index, flags);
-		index = label->group[kind | 2];
-		if (slot < 0 && index && !v6)
-			slot = select_sibling(ctx, index, flags);
+	if (slot >= 0)
+		return CHOICE(PYSKL_SELECTED, slot);
+	index = label->group[kind];
+	if (index)
+		slot = select_sibling(ctx, index, flags);
+	index = label->group[kind | 2];
+	if (slot < 0 && index && !(kind & 2))
+		slot = select_sibling(ctx, index, flags);
+	if (slot >= 0)
+		return CHOICE(PYSKL_SIBLING, slot);
+	switch (policy_of(number) & 0xffff) {
+	case PYSKL_FALLTHROUGH:
+		return CHOICE(PYSKL_PASSED, -1);
+	case PYSKL_HOLD:
+		return CHOICE(park(ctx, kind) >= 0 ? PYSKL_HELD : PYSKL_REFUSED, -1);
+	default:
+		return CHOICE(PYSKL_REFUSED, -1);
 	}
-	if (slot < 0) {
-		switch (policy_of(number) & 0xffff) {
-		case PYSKL_FALLTHROUGH:
-			reason = PYSKL_PASSED;
-			break;
-		case PYSKL_HOLD:
-			reason = park(ctx, kind) >= 0 ? PYSKL_HELD : PYSKL_REFUSED;
-			break;
-		default:
-			reason = PYSKL_REFUSED;
-		}
+}
+
+/* The binding of a look-up: as find4() tells it. */
+static __always_inline __u64 find(const struct bpf_sk_lookup *ctx, __u32 kind)
+{
+	if (kind & 2)
+		return find6((__u64)bpf_ntohl(ctx->local_ip6[0]) << 32 | bpf_ntohl(ctx->local_ip6[1]),
+			     (__u64)bpf_ntohl(ctx->local_ip6[2]) << 32 | bpf_ntohl(ctx->local_ip6[3]), kind & 1,
+			     ctx->local_port);
+	return find4(bpf_ntohl(ctx->local_ip4), kind & 1, ctx->local_port);
+}
+
+/* The number of a look-up's family and protocol among a label's groups. */
+static __always_inline __u32 kind_of(const struct bpf_sk_lookup *ctx)
+{
+	return (ctx->family != AF_INET) * 2 + (ctx->protocol == IPPROTO_UDP);
+}
+
+/* Select the socket for a binding that was found. What was decided is written where `decision` points, if it is not NULL. */
+static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 kind, struct pyskl_decision *decision)
+{
+	struct pyskl_counters *count;
+	struct pyskl_alone *only;
+	struct pyskl_state *shared;
+	__u32 number = found, at;
+	__u64 choice;
+
+	if (!number) {
+		if (decision)
+			decision->reason = PYSKL_UNBOUND;
+		return SK_PASS;
 	}
-decided:
+	kind = (kind + (found >> 48)) & 3; /* adds 0, unknown to the verifier, as in search_list() */
+	only = look_up(&alone, &at, number);
+	shared = look_up(&state, &at, 0);
+	if (!only || !shared)
+		return SK_PASS;
+	if (only->key[kind] && !(kind & 1 && shared->sticky) &&
+	    select(ctx, &sockets, only->key[kind], decision ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0))
+		choice = CHOICE(PYSKL_SELECTED, only->key[kind] & (PYSKL_SLOTS - 1)) + (found >> 48 << 31);
+	else
+		choice = select_among(ctx, number, kind, !!decision);
 	if (decision) {
-		decision->reason = reason;
+		decision->reason = choice >> 32;
 		decision->label = number;
 		decision->length = found >> 32;
-		decision->slot = slot;
+		decision->slot = choice;
 	} else {
 		if (shared->tracing)
-			trace(ctx, shared->tracing, (__u64)kind << 32 | number, reason, slot);
-		count = bpf_map_lookup_elem(&counters, &number);
-		if (count) {
-			kind += (slot >> 31 & PYSKL_GROUPS) + (found >> 48 << 2);
-			count->events[kind & 7]++;
-		}
+			trace(ctx, shared->tracing, (__u64)kind << 32 | number, choice >> 32, choice);
+		count = look_up(&counters, &at, number);
+		if (count)
+			count->events[(kind + (choice >> 31 & 1) * PYSKL_GROUPS) & 7]++;
 	}
-	return reason == PYSKL_REFUSED ? SK_DROP : SK_PASS;
+	return choice >> 32 == PYSKL_REFUSED ? SK_DROP : SK_PASS;
 }
 
 SEC("sk_lookup")
 int dispatch(struct bpf_sk_lookup *ctx)
 {
-	return decide(ctx, NULL, 0);
+	__u32 kind = kind_of(ctx);
+
+	return decide(ctx, find(ctx, kind), kind, NULL);
 }
 
 SEC("sk_lookup")
 int explain(struct bpf_sk_lookup *ctx)
 {
-	const __u32 zero = 0;
-	struct pyskl_decision *decision = bpf_map_lookup_elem(&explained, &zero);
+	__u32 at, kind = kind_of(ctx);
+	struct pyskl_decision *decision = look_up(&explained, &at, 0);
 
-	return decision ? decide(ctx, decision, BPF_SK_LOOKUP_F_NO_REUSEPORT) : SK_PASS;
+	return decision ? decide(ctx, find(ctx, kind), kind, decision) : SK_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -5,10 +5,17 @@
  *
  * 1. Levels tell the candidates. A level is an array of bitmaps, by the first bits of an address: which lengths of
  *    prefixes exist below, and at the first level also which prefixes are above. The first level is indexed directly,
- *    the others by a hash, where two may share a bitmap; so a bit too many may be set, never one too few.
+ *    the others by a hash, where two may share a bitmap; so a bit too many may be set, never one too few. One more array of
+ *    bitmaps, by protocol and port, has the lengths of prefixes with that port. Where there are few bindings or few lengths,
+ *    none of these is there, and all lengths are candidates.
  * 2. A blocked Bloom filter, one word a test, takes most candidates that are none, with the port where a prefix has few.
- * 3. Buckets of one line hold the entries: 4 for IPv4, 2 for IPv6; where one is full, the next line has the rest. What
- *    stands in an entry's key never changes while the table lives; its value does, in one store.
+ * 3. Buckets of one line hold the entries: 4 for IPv4, 2 for IPv6. What stands in an entry's key never changes while the
+ *    table lives; its value does, in one store.
+ *
+ * A prefix that is not shorter than the family's anchor has the line of the filter and the bucket that the anchor's bits of
+ * its address choose: so one line of each answers for all such lengths, and is being read before it is known for which.
+ * Where that bucket is full, and for shorter prefixes, the whole prefix chooses the bucket, and where this is full, the next
+ * lines have the rest.
  */
 #ifndef PYSKL_TABLE_H
 #define PYSKL_TABLE_H
@@ -18,7 +25,7 @@
 #define TABLE_HEAD 0
 #define TABLE_FAMILY 1
 #define TABLE_ANY 3    /* the values of 0.0.0.0/0 and ::/0, for TCP and UDP each */
-#define TABLE_PROBES 8 /* lines that an entry may be away from its bucket */
+#define TABLE_PROBES 8 /* lines after the first one that an entry may be in */
 #define TABLE_PORTS 2  /* single ports on a prefix that the filter knows one by one */
 
 struct table_line {
@@ -37,11 +44,20 @@ struct table_line {
 #define LIST_SEARCHED(word) ((__u32)(word))
 #define LIST_BINDINGS(word) ((__u32)((word) >> 32))
 
-/* A level: its first line, the number of its bitmaps, and the bits of an address that choose one. */
-#define LEVEL(line, count, bits) ((__u64)(bits) << 56 | (__u64)(count) << 32 | (line))
+/* A level: its first line, the number of its bitmaps, and the bits of an address that do not count for it. */
+#define LEVEL(line, count, shift) ((__u64)(shift) << 56 | (__u64)(count) << 32 | (line))
 #define LEVEL_LINE(level) ((__u32)(level))
 #define LEVEL_COUNT(level) ((__u32)((level) >> 32) & 0xffffff)
-#define LEVEL_BITS(level) ((__u32)((level) >> 56))
+#define LEVEL_SHIFT(level) ((__u32)((level) >> 56))
+
+/* The bitmaps by port, and where they begin: after the line of the levels. */
+#define TABLE_BY_PORT 512
+#define TABLE_PORTS_LINE(levels) ((levels) + 1)
+
+static inline __attribute__((always_inline)) __u32 table_by_port(__u32 protocol, __u32 port)
+{
+	return protocol << 8 | ((port ^ port >> 8) & 255);
+}
 
 #define TABLE_C1 0x9e3779b97f4a7c15ULL
 #define TABLE_C2 0xd6e8feb86659fd93ULL
@@ -62,6 +78,12 @@ static inline __attribute__((always_inline)) __u64 table_hash6(__u64 seed, __u64
 
 	x ^= x >> 32;
 	return table_hash4(x ^ lo * TABLE_C3, key);
+}
+
+/* The hash for all prefixes of a protocol that begin with the anchor's bits. */
+static inline __attribute__((always_inline)) __u64 table_hash_anchor(__u64 seed, __u64 bits, __u32 protocol)
+{
+	return table_hash4(seed, bits << 1 | protocol);
 }
 
 /* A number below `count` from 32 bits of a hash. */

@@ -152,15 +152,16 @@ struct pyskl_plan {
 	uint32_t labels;
 	uint32_t lists, lists_end;
 	uint32_t room[2];
-	uint64_t levels[2][4];
-	uint32_t buckets[2], bucket_count[2];
-	uint32_t filter[2], filter_count[2];
+	struct pyskl_family families[2];
+	struct pyskl_levels levels[2];
 };
 
 static const uint32_t per_line[2] = { 4, 2 };     /* entries in a bucket */
 static const uint32_t bitmaps[2] = { 16, 4 };     /* of a level, in a line */
 static const uint32_t longest[2] = { 32, 128 };
 
+#define FEW 8          /* entries that no first level is made for, and whose filter is one word */
+#define FILTER_BITS 12 /* for an entry */
 #define SAMPLES 64
 #define SCANNED 256  /* prefixes below a sample that are looked at before all lengths are taken to be there */
 #define LEVEL_COST 1 /* of reading a level, in tests of the filter */
@@ -314,9 +315,56 @@ static int64_t after_group(const struct pyskl_binding *bindings, int64_t i, int6
 	return next;
 }
 
+/* Choose the anchor: as short as it can be while nearly all prefixes that have one in common fit into a bucket. */
+static uint32_t choose_anchor(const struct pyskl_binding *bindings, int64_t count, int64_t udp, uint32_t family)
+{
+	uint32_t low = 1, high = family ? 64 : 32; /* of an IPv6 address the first word alone */
+
+	while (low <= high) {
+		uint32_t middle = (low + high) / 2;
+		int64_t i, run = 0, all = 0, crowded = 0;
+		const struct pyskl_binding *last = NULL;
+
+		for (i = 0; i < count; i++) {
+			const struct pyskl_binding *it = &bindings[i];
+
+			if (it->length < middle || (last && same_prefix(last, it)))
+				continue;
+			if (!last || i == udp || (last->hi ^ it->hi) >> (64 - middle))
+				run = 0;
+			all++;
+			crowded += ++run > per_line[family];
+			last = it;
+		}
+		if (crowded > all / 32)
+			low = middle + 1;
+		else
+			high = middle - 1;
+	}
+	return low > (family ? 64 : 32) ? longest[family] + 1 : low;
+}
+
 static uint64_t list_lines(uint64_t intervals)
 {
 	return intervals < 2 ? 0 : (1 + 2 * intervals + intervals + 7) / 8; /* n nested intervals make up to 2n - 1 */
+}
+
+/* How many bitmaps a level needs: one for each beginning of so many bits that longer prefixes have. */
+static uint64_t count_nodes(const struct pyskl_binding *bindings, int64_t count, int64_t udp, uint32_t length)
+{
+	uint64_t nodes = 0, hi = 0, lo = 0;
+	int64_t i;
+
+	for (i = 0; i < count; i++) {
+		if (bindings[i].length <= length || (nodes && i != udp && below(&bindings[i], hi, lo, length)))
+			continue;
+		hi = bindings[i].hi;
+		lo = bindings[i].lo;
+		cut(&hi, &lo, length);
+		nodes++;
+	}
+	nodes += nodes / 2 + 16;
+	return nodes < 0xffffff ? nodes : 0xffffff;
 }
 
 /* Say how large a table of prepared bindings is and where its parts are. `spare` sixteenths are left for changes. */
@@ -338,7 +386,8 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 	for (family = 0; family < 2; family++) {
 		const struct pyskl_binding *of_family = bindings + start[family * 2];
 		int64_t n = start[family * 2 + 2] - start[family * 2], udp = start[family * 2 + 1] - start[family * 2];
-		uint32_t first, chosen[3];
+		struct pyskl_family *it = &plan->families[family];
+		uint32_t bits, chosen[3];
 		uint64_t entries = 0, room;
 		struct bits all = { 0, 0 };
 
@@ -354,35 +403,33 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 			all.shorter |= bit.shorter;
 		}
 		room = entries + entries * spare / 16 + 64;
-		first = entries < 64 ? 0 : entries < (family ? 4096 : 1024) ? 8 : entries < (family ? 65536 : 16384) ? 12 : 16;
-		plan->levels[family][0] = LEVEL(lines, 1ULL << first, first);
-		lines += ((1u << first) + bitmaps[family] - 1) / bitmaps[family];
-		choose_levels(of_family, n, udp, family, first, all, chosen);
-		for (level = 0; level < 3 && chosen[level]; level++) {
-			uint64_t nodes = 0, hi = 0, lo = 0;
+		if (entries > FEW) {
+			bits = entries < 64 ? 6 : entries < 1024 ? 8 : entries < (family ? 65536 : 16384) ? 12 : 16;
+			it->first = lines;
+			it->first_shift = (family ? 64 : 32) - bits;
+			lines += ((1u << bits) + bitmaps[family] - 1) / bitmaps[family];
+		}
+		if (__builtin_popcountll(all.longer) + __builtin_popcountll(all.shorter) > 2) {
+			it->levels = lines;
+			lines = TABLE_PORTS_LINE(lines) + TABLE_BY_PORT / bitmaps[family];
+			choose_levels(of_family, n, udp, family, it->first ? bits : 0, all, chosen);
+			for (level = 0; level < 3 && chosen[level]; level++) {
+				uint64_t nodes = count_nodes(of_family, n, udp, chosen[level]);
 
-			for (i = 0; i < n; i++) {
-				if (of_family[i].length <= chosen[level] ||
-				    (nodes && i != udp && below(&of_family[i], hi, lo, chosen[level])))
-					continue;
-				hi = of_family[i].hi;
-				lo = of_family[i].lo;
-				cut(&hi, &lo, chosen[level]);
-				nodes++;
+				plan->levels[family].levels[level] = LEVEL(lines, nodes, longest[family] - chosen[level]);
+				lines += (nodes + bitmaps[family] - 1) / bitmaps[family];
 			}
-			nodes += nodes / 2 + 16;
-			if (nodes > 0xffffff)
-				nodes = 0xffffff;
-			plan->levels[family][level + 1] = LEVEL(lines, nodes, chosen[level]);
-			lines += (nodes + bitmaps[family] - 1) / bitmaps[family];
 		}
 		plan->room[family] = room;
-		plan->filter[family] = lines;
-		plan->filter_count[family] = room * 12 / 512 + 1;
-		lines += plan->filter_count[family];
-		plan->buckets[family] = lines;
-		plan->bucket_count[family] = room * 2 / per_line[family] + 1;
-		lines += plan->bucket_count[family] + TABLE_PROBES;
+		if (entries > FEW) {
+			it->filter = lines;
+			it->filter_count = room * FILTER_BITS / 512 + 1;
+			lines += it->filter_count;
+		}
+		it->buckets = lines;
+		it->bucket_count = room * 2 / per_line[family] + 1;
+		lines += it->bucket_count + TABLE_PROBES + 1;
+		it->anchor = choose_anchor(of_family, n, udp, family);
 		if (lines > UINT32_MAX / 2)
 			return -E2BIG;
 	}
@@ -435,67 +482,102 @@ static uint64_t hash_of(const struct pyskl_family *family, const struct pyskl_bi
 	return of->family ? table_hash6(family->seed, of->hi, of->lo, key_of(of)) : table_hash4(family->seed, key_of(of));
 }
 
+/* The hash that says where a prefix is looked for at first. */
+static uint64_t home_of(const struct pyskl_family *family, const struct pyskl_binding *of)
+{
+	uint64_t bits = of->family ? of->hi >> (-family->anchor & 63) : of->hi >> 32 >> (-family->anchor & 31);
+
+	return of->length < family->anchor ? hash_of(family, of) : table_hash_anchor(family->seed, bits, of->protocol);
+}
+
 /* The value word of a prefix's entry. Where it has none: NULL, and where a new entry would begin, or NULL for nowhere. */
 static uint64_t *entry_of(void *memory, const struct pyskl_binding *of, uint64_t **vacant)
 {
 	struct pyskl_family *family = family_of(memory, of->family);
-	uint32_t place, size = of->family ? 4 : 2, i;
-	uint64_t *word, key = key_of(of);
+	uint32_t size = of->family ? 4 : 2, step, i;
+	uint64_t key = key_of(of), own = hash_of(family, of), home = home_of(family, of);
+	uint32_t further = family->buckets + table_place(own, family->bucket_count) + (home == own);
 
 	*vacant = NULL;
 	if (!of->length)
 		return words_at(memory, TABLE_ANY) + of->family * 2 + of->protocol;
-	place = family->buckets + table_place(hash_of(family, of), family->bucket_count);
-	word = words_at(memory, place);
-	for (i = 0; i < TABLE_PROBES * 8 / size; i++, word += size) {
-		uint64_t found = read_word(&word[size - 2]);
+	for (step = 0; step <= TABLE_PROBES; step++) {
+		uint32_t line = step ? further + step - 1 : family->buckets + table_place(home, family->bucket_count);
+		uint64_t *word = words_at(memory, line);
 
-		if (!found) {
-			*vacant = word;
-			return NULL;
+		for (i = 0; i < 8; i += size) {
+			uint64_t found = read_word(&word[i + size - 2]);
+
+			if (!found) {
+				*vacant = &word[i];
+				return NULL;
+			}
+			if (found == key && (!of->family || (word[i] == of->hi && word[i + 1] == of->lo)))
+				return &word[i + size - 1];
 		}
-		if (found == key && (!of->family || (word[0] == of->hi && word[1] == of->lo)))
-			return &word[size - 1];
 	}
 	return NULL;
 }
 
-static void set_bits(void *memory, uint64_t level, uint32_t family, uint32_t place, uint32_t length)
+static void set_bits(void *memory, uint32_t first, uint32_t family, uint32_t place, uint32_t length)
 {
 	struct bits bit = bit_of(family, length);
 
 	if (family) {
-		uint64_t *words = words_at(memory, LEVEL_LINE(level)) + 2 * (uint64_t)place;
+		uint64_t *words = words_at(memory, first) + 2 * (uint64_t)place;
 
 		__atomic_fetch_or(&words[0], bit.longer, __ATOMIC_RELAXED);
 		__atomic_fetch_or(&words[1], bit.shorter, __ATOMIC_RELAXED);
 	} else {
-		uint32_t *words = (uint32_t *)words_at(memory, LEVEL_LINE(level));
+		uint32_t *words = (uint32_t *)words_at(memory, first);
 
 		__atomic_fetch_or(&words[place], (uint32_t)bit.longer, __ATOMIC_RELAXED);
 	}
 }
 
-/* Make a prefix a candidate wherever it is one. */
-static void announce(void *memory, const struct pyskl_binding *of)
+/* Make a prefix a candidate for so many ports. */
+static void announce_ports(void *memory, uint32_t line, const struct pyskl_binding *of)
 {
-	struct pyskl_family *family = family_of(memory, of->family);
-	uint32_t bits = LEVEL_BITS(family->levels[0]), place, i;
+	uint32_t port, first = of->first, last = of->last;
 
-	place = of->hi >> 1 >> (63 - bits);
-	for (i = 0; i < (of->length < bits ? 1u << (bits - of->length) : 1); i++)
-		set_bits(memory, family->levels[0], of->family, place + i, of->length);
-	for (i = 1; i < 4 && family->levels[i]; i++) {
-		uint64_t hi = of->hi, lo = of->lo, hash;
+	if (last - first > 255) {
+		first = 0; /* of each 256 ports there is one for each bitmap */
+		last = 255;
+	}
+	for (port = first; port <= last; port++)
+		set_bits(memory, line, of->family, table_by_port(of->protocol, port), of->length);
+}
 
-		bits = LEVEL_BITS(family->levels[i]);
-		if (of->length <= bits)
+/* Make the prefix of some bindings a candidate wherever it is one. */
+static void announce(void *memory, const struct pyskl_binding *group, int64_t count)
+{
+	struct pyskl_family *family = family_of(memory, group->family);
+	uint32_t length = group->length, i;
+	struct pyskl_levels *levels;
+	struct bits bit = bit_of(group->family, length);
+
+	__atomic_fetch_or(&family->lengths[0], bit.longer, __ATOMIC_RELAXED);
+	__atomic_fetch_or(&family->lengths[1], bit.shorter, __ATOMIC_RELAXED);
+	if (family->first) {
+		uint32_t bits = (group->family ? 64 : 32) - family->first_shift, place = group->hi >> (64 - bits);
+
+		for (i = 0; i < (length < bits ? 1u << (bits - length) : 1); i++)
+			set_bits(memory, family->first, group->family, place + i, length);
+	}
+	if (!family->levels)
+		return;
+	levels = (void *)words_at(memory, family->levels);
+	for (i = 0; i < count; i++)
+		announce_ports(memory, TABLE_PORTS_LINE(family->levels), &group[i]);
+	for (i = 0; i < 3 && levels->levels[i]; i++) {
+		uint64_t level = levels->levels[i], hi = group->hi, lo = group->lo, hash;
+		uint32_t bits = longest[group->family] - LEVEL_SHIFT(level);
+
+		if (length <= bits)
 			continue;
 		cut(&hi, &lo, bits);
-		hash = of->family ? table_hash6(family->seed, hi, lo, bits) :
-				    table_hash4(family->seed, hi >> (64 - bits) << 8 | i);
-		set_bits(memory, family->levels[i], of->family, table_place(hash, LEVEL_COUNT(family->levels[i])),
-			 of->length);
+		hash = group->family ? table_hash6(family->seed, hi, lo, i) : table_hash4(family->seed, hi >> 32 | i);
+		set_bits(memory, LEVEL_LINE(level), group->family, table_place(hash, LEVEL_COUNT(level)), length);
 	}
 }
 
@@ -503,7 +585,7 @@ static void announce(void *memory, const struct pyskl_binding *of)
 static void admit(void *memory, const struct pyskl_binding *group, int64_t count)
 {
 	struct pyskl_family *family = family_of(memory, group->family);
-	uint64_t hash = hash_of(family, group), bits = 0, *word;
+	uint64_t hash = hash_of(family, group), bits = 0, *word = &family->few;
 	int64_t i;
 
 	for (i = 0; i < count; i++) {
@@ -513,7 +595,9 @@ static void admit(void *memory, const struct pyskl_binding *group, int64_t count
 		}
 		bits |= table_filter_port(hash, group[i].first);
 	}
-	word = words_at(memory, family->filter + table_place(hash >> 32, family->filter_count)) + table_filter_word(hash);
+	if (family->filter_count)
+		word = words_at(memory, family->filter + table_place(home_of(family, group) >> 32, family->filter_count)) +
+		       table_filter_word(hash);
 	__atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
 }
 
@@ -578,7 +662,7 @@ int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t cou
 		value = TABLE_VALUE(group->first, group->last, group->label);
 	}
 	if (count && group->length) {
-		announce(memory, group);
+		announce(memory, group, count);
 		admit(memory, group, count);
 	} else if (count) {
 		family->shortest = 1;
@@ -620,12 +704,10 @@ int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct p
 		struct pyskl_family *it = family_of(memory, family);
 
 		head->room[family] = plan->room[family];
+		*it = plan->families[family];
 		it->seed = seed;
-		memcpy(it->levels, plan->levels[family], sizeof(it->levels));
-		it->buckets = plan->buckets[family];
-		it->bucket_count = plan->bucket_count[family];
-		it->filter = plan->filter[family];
-		it->filter_count = plan->filter_count[family];
+		if (it->levels)
+			memcpy(words_at(memory, it->levels), &plan->levels[family], sizeof(plan->levels[family]));
 	}
 	for (i = 0; i < count; i = next) {
 		next = after_group(bindings, i, count);
@@ -692,7 +774,7 @@ int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room)
 	for (family = 0; family < 2; family++) {
 		struct pyskl_family *it = family_of(memory, family);
 		uint64_t size = family ? 4 : 2, *word = words_at(memory, it->buckets);
-		uint64_t *end = words_at(memory, it->buckets + it->bucket_count + TABLE_PROBES);
+		uint64_t *end = words_at(memory, it->buckets + it->bucket_count + TABLE_PROBES + 1);
 		struct pyskl_binding prefix = { .family = family };
 
 		for (protocol = 0; protocol < 2; protocol++) {

@@ -86,7 +86,7 @@ class Dispatcher(Closable):
     def __init__(self, store: Store) -> None:
         self._store = store
         self._labels = Labels(store.maps["names"], store.memory("state"))  # type: ignore[arg-type] # by their names
-        self._registry = Registry(store.maps, store.memory("labels"), store.memory("groups"))
+        self._registry = Registry(store.maps, *map(store.memory, ("labels", "groups", "alone")))
         self._parking = parking.Parking()
         self._closed = False
         if not store.read_only and store.netns is not None:

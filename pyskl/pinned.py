@@ -36,7 +36,7 @@ PROGRAMS = {PROGRAM: "program", EXPLAIN: "explain"}  # the pin of each
 NEW = "_new"  # after the name of a pin that is to be renamed in the course of an upgrade
 TABLE = "table_"
 # What who may register sockets writes to.
-_OF_SOCKETS = frozenset({"sockets", "siblings", "stayers", "registered", "groups", "labels", "parking"})
+_OF_SOCKETS = frozenset({"sockets", "siblings", "stayers", "registered", "groups", "labels", "alone", "parking"})
 
 
 class PinnedStore(Store):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The sockets that are registered under labels.
 
-They are in the maps ``labels``, ``groups``, ``sockets``, ``siblings`` and ``registered`` of a dispatcher. A group has
-the 64 slots of a label for one protocol and family. A socket is put into its slot before the slot is told to be filled,
-and a group that was given to a label stays with it until no more are left: whoever looks up meanwhile finds a socket of
-that label, or none.
+They are in the maps ``labels``, ``groups``, ``alone``, ``sockets``, ``siblings`` and ``registered`` of a dispatcher. A
+group has the 64 slots of a label for one protocol and family. A socket is put into its slot before the slot is told to
+be filled, and a group that was given to a label stays with it until no more are left: whoever looks up meanwhile finds a
+socket of that label, or none.
 """
 
 from __future__ import annotations
@@ -56,13 +56,16 @@ def of_kind(kind: int) -> tuple[Protocol, socket.AddressFamily]:
 class Registry:
     """The registered sockets of a dispatcher; the caller holds its lock while it changes them."""
 
-    def __init__(self, maps: Mapping[str, Map[Any, Any]], labels: memoryview, groups: memoryview) -> None:
+    def __init__(
+        self, maps: Mapping[str, Map[Any, Any]], labels: memoryview, groups: memoryview, alone: memoryview
+    ) -> None:
         self._sockets: Any = maps["sockets"]
         self._siblings: Any = maps["siblings"]
         self._stayers: Any = maps["stayers"]
         self._records: Any = maps["registered"]
         self._labels = labels.cast("I")  # four groups to each label
         self._groups = groups.cast("Q")  # filled and dual of each group
+        self._alone = alone.cast("I")  # for each group of a label, where its one socket is
 
     @property
     def limit(self) -> int:
@@ -130,6 +133,7 @@ class Registry:
         index = group * SLOTS + slot
         if facts.protocol == Protocol.UDP:
             self._store(self._stayers, facts.cookie.to_bytes(8, sys.byteorder), sock)
+        self._part(label)
         before = self._records.get(index)
         self._records[index] = _pack(facts)
         try:
@@ -139,12 +143,30 @@ class Registry:
                 del self._records[index]
             else:
                 self._records[index] = before
+            self._join(label)
             raise
         self._replace_siblings(group, siblings)
         dual = self._groups[group * 2 + 1]
         self._groups[group * 2 + 1] = dual | bit if facts.dual else dual & ~bit
         self._groups[group * 2] |= bit
         self._labels[label * GROUPS + kind] = group
+        self._join(label)
+
+    def _part(self, label: int) -> None:
+        """Let look-ups go by label and group, before these change: who is killed meanwhile leaves no wrong short cut."""
+        for kind in range(GROUPS):
+            self._alone[label * GROUPS + kind] = 0
+
+    def _join(self, label: int) -> None:
+        """Let look-ups take the short cut where one socket gets all."""
+        for kind in range(GROUPS):
+            group = self._labels[label * GROUPS + kind]
+            filled = self._groups[group * 2] if group else 0
+            if not filled and kind < 2:  # a socket of both families is registered as one of IPv6
+                group = self._labels[label * GROUPS + kind + 2]
+                filled = self._groups[group * 2] & self._groups[group * 2 + 1] if group else 0
+            alone = filled.bit_count() == 1
+            self._alone[label * GROUPS + kind] = group * SLOTS + filled.bit_length() - 1 if alone else 0
 
     def _new_group(self, unused: Callable[[], set[int]]) -> int:
         """Find a group that no label has."""
@@ -181,6 +203,7 @@ class Registry:
     def empty(self, slot: Slot) -> None:
         """Take a socket out of its slot."""
         group = slot.place // SLOTS
+        self._part(slot.label)
         self._groups[group * 2] &= ~(1 << slot.slot)
         if not self._groups[group * 2]:
             for number in range(SLOTS):
@@ -189,6 +212,7 @@ class Registry:
         for holder in (self._sockets, self._records):
             with contextlib.suppress(NoSuchKey):
                 del holder[slot.place]
+        self._join(slot.label)
 
     def forget(self, labels: Iterable[int]) -> set[int]:
         """Take the groups from labels that have no socket in them, and those that no label has: which are free now.

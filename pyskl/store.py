@@ -34,6 +34,7 @@ SLOTS = 64
 # What programs of all versions share, if they have the same ABI.
 MAPS = frozenset(
     {
+        "alone",
         "counters",
         "explained",
         "filters",
@@ -71,6 +72,7 @@ def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
     loaded = BpfObject.load(
         OBJECT,
         max_entries={
+            "alone": max_labels + 1,
             "labels": max_labels + 1,
             "names": max_labels + 1,
             "counters": max_labels + 1,
