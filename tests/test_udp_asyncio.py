@@ -423,25 +423,6 @@ def test_abort_drops_what_is_kept(run, netns, narrow, port):
 # -- QUIC ----------------------------------------------------------------------------------------------------------
 
 
-def certificate(folder):
-    """A self-signed certificate for "localhost"."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.timezone.utc)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - dt.timedelta(1)).not_valid_after(now + dt.timedelta(1))
-    signed = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    paths = folder / "cert.pem", folder / "key.pem"
-    paths[0].write_bytes(signed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-    return paths
-
-
 @pytest.mark.portable
 @pytest.mark.parametrize("bound", ["127.0.0.1", "::1", "::"])
 def test_aioquics_own_server_and_client_over_a_prefix_and_a_range_of_ports(run, netns, tmp_path, bound):
