@@ -25,7 +25,7 @@
 #define TABLE_HEAD 0
 #define TABLE_FAMILY 1
 #define TABLE_ANY 3    /* the values of 0.0.0.0/0 and ::/0, for TCP and UDP each */
-#define TABLE_PROBES 8 /* lines after the first one that an entry may be in */
+#define TABLE_PROBES 24 /* lines after the first one that an entry may be in */
 #define TABLE_PORTS 2  /* single ports on a prefix that the filter knows one by one */
 
 struct table_line {

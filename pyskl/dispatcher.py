@@ -213,6 +213,7 @@ class Dispatcher(Closable):
             self._closed = True
             self._parking.close()
             self._store.close()
+            del self._labels, self._registry  # with their maps' memory
 
     def fileno(self) -> int:
         """Give the fd of the link."""
@@ -454,7 +455,8 @@ class Dispatcher(Closable):
 
     def policies(self) -> dict[str, Policy]:
         """Give the policy of each label that has another than the defaults."""
-        names, table = self._labels.names(), self._open().table()
+        table = self._open().table()
+        names = self._labels.names()
         every = {label: _unpack_policy(table.policy(number)) for number, label in sorted(names.items())}
         return {label: policy for label, policy in every.items() if policy != Policy()}
 
@@ -772,10 +774,12 @@ def _covering(protocol: Protocol, version: int, host: bytes, length: int) -> byt
 def _packed(bindings: Iterable[Binding]) -> tuple[list[str], bytearray]:
     """Give the labels of bindings, and the bindings packed, with the place of the label in the list as its number."""
     if isinstance(bindings, Bindings):
-        records = bytearray(bindings._records)
-        places = {number: place for place, number in enumerate(bindings._labels)}
-        _sys.bindings_relabel(records, [places.get(number, 0) for number in range(max(places, default=0) + 1)])
-        return list(bindings._labels.values()), records
+        records, names = bytearray(bindings._records), bindings._labels
+        uses = _sys.bindings_uses(records, max(names, default=0) + 1)
+        used = [number for number, count in enumerate(uses) if count]
+        places = {number: place for place, number in enumerate(used)}
+        _sys.bindings_relabel(records, [places.get(number, 0) for number in range(len(uses))])
+        return [names[number] for number in used], records
     every = bindings if isinstance(bindings, list) else list(bindings)
     for place, each in enumerate(every) if set(map(type, every)) - {Binding} else ():
         if type(each) is not Binding:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The sockets that are registered under labels.
 
-They are in the maps ``labels``, ``groups``, ``alone``, ``sockets``, ``siblings`` and ``registered`` of a dispatcher. A
-group has the 64 slots of a label for one protocol and family. A socket is put into its slot before the slot is told to
-be filled, and a group that was given to a label stays with it until no more are left: whoever looks up meanwhile finds a
-socket of that label, or none.
+They are in the maps ``labels``, ``groups``, ``alone``, ``sockets``, ``siblings`` and ``registered`` of a dispatcher.
+A group has the 64 slots of a label for one protocol and family. A socket is put into its slot before the slot is told
+to be filled, and a group that was given to a label stays with it until no more are left: whoever looks up meanwhile
+finds a socket of that label, or none.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Registry:
         self._join(label)
 
     def _part(self, label: int) -> None:
-        """Let look-ups go by label and group, before these change: who is killed meanwhile leaves no wrong short cut."""
+        """Let look-ups go by label and group before these change: one who is killed then leaves no wrong short cut."""
         for kind in range(GROUPS):
             self._alone[label * GROUPS + kind] = 0
 

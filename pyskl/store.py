@@ -253,3 +253,4 @@ class Store:
         for owner in (self.link, *self.programs.values(), *self.maps.values(), self._table.map, self.netns):
             if owner is not None:
                 owner.close()
+        del self._table  # with its memory

@@ -25,15 +25,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
-import os
 import platform
 import random
 import socket
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +117,9 @@ def scattered(rnd: random.Random, count: int, families: Sequence[int]) -> Iterat
     while True:
         v6 = rnd.choice(families)
         length = rnd.choice(lengths_of(v6))
-        yield Entry(v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080)))
+        yield Entry(
+            v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080))
+        )
 
 
 MIXTURES = {each.__name__: each for each in (realistic, nested, scattered)}
@@ -262,7 +261,13 @@ class Kernel:
     def __init__(self, opened: contextlib.ExitStack, others: Mapping[str, Path]) -> None:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         groups = 4 * (LABELS + 1)
-        sizes = {"labels": LABELS + 1, "alone": LABELS + 1, "groups": groups, "counters": groups, "sockets": groups * SLOTS}
+        sizes = {
+            "labels": LABELS + 1,
+            "alone": LABELS + 1,
+            "groups": groups,
+            "counters": groups,
+            "sockets": groups * SLOTS,
+        }
         self.room = 1 << 18
         source = compile_object(BPF, folder)
         self.trie: pyskl.Map | None = None
@@ -282,7 +287,7 @@ class Kernel:
             maps = main.maps
             records = bindings.records()
             conflict = _sys.bindings_prepare(records)
-            assert conflict is None, [records[i*40:i*40+40].hex() for i in conflict]
+            assert conflict is None, [records[i * 40 : i * 40 + 40].hex() for i in conflict]
             table = Table.build(records, LABELS + 1, {})
             opened.callback(table.close)
             maps["tables"][0] = table.map
@@ -444,7 +449,7 @@ def main() -> None:
     for case, figures, memory in measure(options):
         if not heading:
             names = [name for of, name in figures if of == "full"]
-            print(" " * 41 + "".join(f"{name.replace('dispatcher','disp')[:8]:>9}" for name in names) + "   ratio")
+            print(" " * 41 + "".join(f"{name.replace('dispatcher', 'disp')[:8]:>9}" for name in names) + "   ratio")
             heading = True
         results.append((case, figures, memory))
         for build in ("full", "less"):
