@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 
 import pytest
-from support import LOAD, V4, Load, ask_tcp, ask_udp, child, kill, tcp_listener, udp_socket
+from support import LOAD, V4, Load, ask_tcp, ask_udp, child, kill, new_socket, readable, tcp_listener, udp_socket
 
 import pyskl
 
@@ -112,6 +113,59 @@ def test_generations_of_a_daemon_lose_nobody(netns, bpffs, tmp_path, code):
     assert outcomes.keys() <= {str(number) for number in range(len(processes))}
     assert under_load
     assert outcomes.keys() >= under_load  # each generation really served
+
+
+@pytest.mark.slow
+def test_under_hold_a_crash_refuses_nobody(netns, bpffs, tmp_path):
+    """SIGKILL of the newest, again and again: who comes before the next is there waits for it."""
+    with pinned(netns, bpffs) as dispatcher, contextlib.ExitStack() as stack:
+        dispatcher.set_policy("web", on_missing="hold")
+
+        def start():
+            processes.append(child(_SERVER, dispatcher.path, tmp_path / "pid", len(processes), ns=netns))
+            stack.callback(kill, processes[-1])
+            assert processes[-1].stdout.readline() == "None\n"
+
+        processes: list[subprocess.Popen[str]] = []
+        start()
+        load = stack.enter_context(Load(netns, LOAD))
+        for _ in range(3):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                processes[-1].wait(1.5)  # time for those who wait to send their SYN again
+            processes[-1].kill()
+            processes[-1].wait()
+            start()
+        outcomes = load.outcomes()
+    assert outcomes.total() == LOAD
+    assert outcomes.keys() & {"ECONNREFUSED", "TimeoutError"} == set()
+    # Who was in the queues of one that was killed is reset: there is nobody who could have served them.
+    assert sum(count for how, count in outcomes.items() if not how.isdecimal()) < 4 * len(processes)
+
+
+def test_generations_of_a_udp_server_get_only_datagrams_of_flows_that_they_know(netns):
+    """20 of them, and 1,000 flows that go on, each with the one that it began with."""
+    generations, each = 20, 50
+    with pyskl.Dispatcher.create(netns) as dispatcher, contextlib.ExitStack() as stack:
+        dispatcher.bind("udp", "udp", "192.0.2.0/24", ports="1-65535")
+        dispatcher.set_policy("udp", udp_sticky=60)
+        endpoints, flows = [], []
+        for number in range(generations):
+            endpoints.append(stack.enter_context(pyskl.udp.Endpoint(udp_socket(netns))))
+            dispatcher.register("udp", endpoints[-1])
+            for client in range(each):
+                sock = stack.enter_context(new_socket(netns, socket.AF_INET, socket.SOCK_DGRAM))
+                sock.bind(("198.51.100.1", 0))
+                flows.append((sock, (f"192.0.2.{client + 1}", 1000 + len(flows)), number))
+            for sock, destination, _ in flows:
+                sock.sendto(b"?", destination)
+            for _ in flows:
+                (readable_one,) = readable(*(endpoint.sock for endpoint in endpoints))[:1]
+                served = next(endpoint for endpoint in endpoints if endpoint.sock is readable_one)
+                datagram = served.recv()
+                served.reply(datagram, str(endpoints.index(served)).encode())
+            for sock, destination, knows in flows:
+                assert sock.recvfrom(10) == (str(knows).encode(), destination)
+    assert len(flows) == 1000
 
 
 # -- what it does --------------------------------------------------------------------------------------------------

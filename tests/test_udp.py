@@ -157,6 +157,13 @@ def test_to_the_own_address_and_port_it_is_an_ordinary_socket(netns, family, bou
         assert client.recv(10) == b"unasked"
 
 
+@FAMILIES
+def test_from_the_own_address_and_another_port(netns, family, bound):
+    with Endpoint(udp_socket(netns, bound)) as endpoint, udp_socket(netns, bound) as client:
+        endpoint.send(b"!", client.getsockname(), source=(bound, 999))
+        assert client.recvfrom(10)[1][:2] == (bound, 999)
+
+
 def test_what_came_before_the_endpoint_was_made_has_its_destination_too(netns):
     with udp_socket(netns) as ours, steered(netns, ours), asker(netns) as client:
         client.sendto(b"?", (V4, 80))
