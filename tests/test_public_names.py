@@ -18,6 +18,8 @@ import pyskl
 pytestmark = pytest.mark.portable
 
 CLASSES = {
+    "Drain",
+    "TakeOver",
     "BpfObject",
     "Program",
     "Link",
@@ -48,7 +50,7 @@ CLASSES = {
     "MapType",
     "Protocol",
 }
-FUNCTIONS = {"query", "links", "features", "socket_cookie"}
+FUNCTIONS = {"query", "links", "features", "socket_cookie", "drain"}
 CONSTANTS = {"REDIRECT", "BPF_F_MMAPABLE"}
 BASES = {
     "PysklError": (Exception,),
