@@ -164,6 +164,9 @@ static __always_inline __u32 next_round(__u32 i)
 	return i & 255;
 }
 
+/* What a function gives that is called within a loop: Linux 5.10 does not take a jump to right after such a call. */
+#define AFTER_CALL(call) ({ __u64 given = (call); asm volatile("%0 = %0" : "+r"(given)); given; })
+
 static const __u8 positions[64] = TABLE_POSITIONS;
 
 /* Functions keep one word of their stack for the keys of all look-ups: without CAP_PERFMON the CPU waits after the first
@@ -447,7 +450,7 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 		if (!line)
 			return 0;
 		if (!in4(line, key, &value))
-			value = probe4(further(family, hash, own), key);
+			value = AFTER_CALL(probe4(further(family, hash, own), key));
 		label = label_at(value, port);
 		if (label)
 			return label | (__u64)(32 - bit) << 32;
@@ -525,7 +528,7 @@ static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_
 		if (!line)
 			return 0;
 		if (!in6(line, top, bottom, key, &value))
-			value = probe6(further(family, hash, own), top, bottom, key);
+			value = AFTER_CALL(probe6(further(family, hash, own), top, bottom, key));
 		label = label_at(value, port);
 		if (label)
 			return label | (__u64)length << 32;

@@ -25,12 +25,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
+import math
+import os
 import platform
 import random
 import socket
 import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,9 +121,7 @@ def scattered(rnd: random.Random, count: int, families: Sequence[int]) -> Iterat
     while True:
         v6 = rnd.choice(families)
         length = rnd.choice(lengths_of(v6))
-        yield Entry(
-            v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080))
-        )
+        yield Entry(v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080)))
 
 
 MIXTURES = {each.__name__: each for each in (realistic, nested, scattered)}
@@ -261,13 +263,7 @@ class Kernel:
     def __init__(self, opened: contextlib.ExitStack, others: Mapping[str, Path]) -> None:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         groups = 4 * (LABELS + 1)
-        sizes = {
-            "labels": LABELS + 1,
-            "alone": LABELS + 1,
-            "groups": groups,
-            "counters": groups,
-            "sockets": groups * SLOTS,
-        }
+        sizes = {"labels": LABELS + 1, "alone": LABELS + 1, "groups": groups, "counters": groups, "sockets": groups * SLOTS}
         self.room = 1 << 18
         source = compile_object(BPF, folder)
         self.trie: pyskl.Map | None = None
@@ -287,7 +283,7 @@ class Kernel:
             maps = main.maps
             records = bindings.records()
             conflict = _sys.bindings_prepare(records)
-            assert conflict is None, [records[i * 40 : i * 40 + 40].hex() for i in conflict]
+            assert conflict is None, [records[i*40:i*40+40].hex() for i in conflict]
             table = Table.build(records, LABELS + 1, {})
             opened.callback(table.close)
             maps["tables"][0] = table.map
@@ -422,16 +418,113 @@ def ratio(figures: Figures, build: str, one: str, other: str) -> float:
 
 def line(case: Case, figures: Figures, build: str) -> str:
     names = [name for of, name in figures if of == build]
-    text = "".join(f"{median(figures, build, name):9.0f}" for name in names)
+    text = "".join(f"{median(figures, build, name):12.0f}" for name in names)
     times = ratio(figures, build, "reference", "dispatcher")
     where = f"{case.mixture:10}{case.size:>9,} {case.families:5}{case.kind:5}{case.way:7}{build:5}"
     return f"{where}{text}{times:8.1f}{'  SLOWER' if times < 1 else ''}"
+
+
+class Result(NamedTuple):
+    case: Case
+    figures: Figures
+    memory: float  # bytes for a binding
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            **self.case._asdict(),
+            "bytes_per_binding": self.memory,
+            "nanoseconds": {
+                f"{name}, {build}": statistics.quantiles(rounds, n=4, method="inclusive")
+                for (build, name), rounds in self.figures.items()
+            },
+        }
+
+
+def goals(results: Sequence[Result]) -> Iterator[str]:
+    """Say of each goal what was measured; where a goal is of all of many cases, the worst."""
+    found = {each.case: each.figures for each in results}
+
+    def worst(build: str, one: str, other: str, least: bool, **of: object) -> float | None:
+        ratios = [
+            ratio(figures, build, one, other)
+            for case, figures in found.items()
+            if all(getattr(case, name) == value for name, value in of.items())
+        ]
+        return (min if least else max)(ratios) if ratios else None
+
+    million = {"size": 1_000_000, "families": "both"}
+    usual, deep = {"mixture": "realistic", **million}, {"mixture": "nested", **million}
+    for build, part in (("full", 1.0), ("less", 0.8)):
+        faster = [
+            ("hit, 1M realistic, random", 12, usual | {"kind": "hit", "way": "random"}),
+            ("near miss, 1M realistic, random", 15, usual | {"kind": "near", "way": "random"}),
+            ("far miss, 1M realistic, random", 15, usual | {"kind": "far", "way": "random"}),
+            ("hit, 1M nested, random", 6, deep | {"kind": "hit", "way": "random"}),
+            ("near miss, 1M nested, random", 4, deep | {"kind": "near", "way": "random"}),
+        ]
+        rows = [
+            (f"times faster than the reference: {name}", goal * part, True, worst(build, "reference", "dispatcher", True, **of))
+            for name, goal, of in faster
+        ]
+        rows.append(("times faster than the reference: any case", 1, True, worst(build, "reference", "dispatcher", True)))
+        if build == "full":
+            rows += [
+                ("of the one-line limit: hit, 1M realistic, random", 1.3, False, worst(
+                    build, "dispatcher", "one_line", False, **usual, kind="hit", way="random")),
+                ("of the floor: hit, hot, any size", 1.35, False, worst(
+                    build, "dispatcher", "socket_alone", False, mixture="realistic", kind="hit", way="hot")),
+            ]
+            sizes = [Case("realistic", size, "both", "hit", "random") for size in (1_000_000, 1)]
+            if all(case in found for case in sizes):
+                large, small = (median(found[case], build, "dispatcher") for case in sizes)
+                rows.append(("cost at 1M over cost at one binding, hit, random", 4, False, large / small))
+        for name, goal, least, figure in rows:
+            if figure is not None:
+                missed = figure < goal if least else figure > goal
+                sign = "at least" if least else "at most"
+                yield f"{build:5}{name:58}{figure:8.2f}   {sign} {goal:.3g}{' *' if missed else ''}"
+    memories = [each.memory for each in results if each.case.size == SIZES[-1] and each.case.mixture == "realistic"]
+    if memories:
+        missed = " *" if max(memories) > 64 else ""
+        yield f"{'':5}{'bytes for a binding, 1M realistic':58}{max(memories):8.2f}   at most 64{missed}"
+    yield "* missed"
+
+
+COLOURS = {"nothing": "#bbb", "socket_alone": "#888", "one_line": "#48a", "reference": "#c44", "dispatcher": "#282"}
+
+
+def plot(results: Sequence[Result]) -> str:
+    """Draw nanoseconds by the number of bindings, both to a logarithmic scale, one panel for each other choice."""
+    panels = list(dict.fromkeys(each.case._replace(size=0) for each in results))
+    width, height, across = 240, 160, 6
+    parts = []
+    for number, panel in enumerate(panels):
+        left, top = number % across * (width + 30) + 40, number // across * (height + 50) + 40
+        parts.append(f'<text x="{left}" y="{top - 6}">{", ".join(str(each) for each in panel if each)}</text>')
+        parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#ccc"/>')
+        for level in (10, 100, 1000):
+            y = top + height - math.log10(level / 10) / 3 * height
+            parts.append(f'<text x="{left - 4}" y="{y + 3:.0f}" text-anchor="end">{level}</text>')
+        for name, colour in COLOURS.items():
+            points = [
+                f"{left + math.log10(each.case.size) / 6 * width:.0f},"
+                f"{top + height - math.log10(max(median(each.figures, 'full', name), 10) / 10) / 3 * height:.0f}"
+                for each in results
+                if each.case._replace(size=0) == panel
+            ]
+            parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        parts.append(f'<text x="{40 + 130 * number}" y="16" fill="{colour}">{name}</text>')
+    size = f'width="{across * (width + 30) + 50}" height="{-(-len(panels) // across) * (height + 50) + 60}"'
+    style = 'font-family="sans-serif" font-size="11"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(parts) + "\n</svg>\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, questions and rounds")
     parser.add_argument("--json", type=Path, default=Path(".build/lookup.json"), metavar="FILE")
+    parser.add_argument("--plot", type=Path, default=Path(".build/lookup.svg"), metavar="FILE")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--mixtures", nargs="+", choices=MIXTURES, default=list(MIXTURES))
@@ -444,16 +537,23 @@ def main() -> None:
     options.rounds = options.rounds or (3 if options.quick else 7)
     options.questions = 1 << (13 if options.quick else 17)
 
-    results = []
-    heading = False
+    results: list[Result] = []
     for case, figures, memory in measure(options):
-        if not heading:
+        if not results:
             names = [name for of, name in figures if of == "full"]
-            print(" " * 41 + "".join(f"{name.replace('dispatcher', 'disp')[:8]:>9}" for name in names) + "   ratio")
-            heading = True
-        results.append((case, figures, memory))
+            print(" " * 44 + "".join(f"{name[:11]:>12}" for name in names) + "   ratio")
+        results.append(Result(case, figures, memory))
         for build in ("full", "less"):
             print(line(case, figures, build), flush=True)
+    print("", *goals(results), sep="\n")
+    report = {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "figures": [each.as_dict() for each in results],
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    options.plot.write_text(plot(results))
 
 
 if __name__ == "__main__":
