@@ -121,7 +121,9 @@ def scattered(rnd: random.Random, count: int, families: Sequence[int]) -> Iterat
     while True:
         v6 = rnd.choice(families)
         length = rnd.choice(lengths_of(v6))
-        yield Entry(v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080)))
+        yield Entry(
+            v6, length, address(rnd, v6) >> (BITS[v6] - length), rnd.getrandbits(1), rnd.choice((53, 80, 443, 8080))
+        )
 
 
 MIXTURES = {each.__name__: each for each in (realistic, nested, scattered)}
@@ -263,7 +265,13 @@ class Kernel:
     def __init__(self, opened: contextlib.ExitStack, others: Mapping[str, Path]) -> None:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         groups = 4 * (LABELS + 1)
-        sizes = {"labels": LABELS + 1, "alone": LABELS + 1, "groups": groups, "counters": groups, "sockets": groups * SLOTS}
+        sizes = {
+            "labels": LABELS + 1,
+            "alone": LABELS + 1,
+            "groups": groups,
+            "counters": groups,
+            "sockets": groups * SLOTS,
+        }
         self.room = 1 << 18
         source = compile_object(BPF, folder)
         self.trie: pyskl.Map | None = None
@@ -283,7 +291,7 @@ class Kernel:
             maps = main.maps
             records = bindings.records()
             conflict = _sys.bindings_prepare(records)
-            assert conflict is None, [records[i*40:i*40+40].hex() for i in conflict]
+            assert conflict is None, [records[i * 40 : i * 40 + 40].hex() for i in conflict]
             table = Table.build(records, LABELS + 1, {})
             opened.callback(table.close)
             maps["tables"][0] = table.map
@@ -463,16 +471,31 @@ def goals(results: Sequence[Result]) -> Iterator[str]:
             ("near miss, 1M nested, random", 4, deep | {"kind": "near", "way": "random"}),
         ]
         rows = [
-            (f"times faster than the reference: {name}", goal * part, True, worst(build, "reference", "dispatcher", True, **of))
+            (
+                f"times faster than the reference: {name}",
+                goal * part,
+                True,
+                worst(build, "reference", "dispatcher", True, **of),
+            )
             for name, goal, of in faster
         ]
-        rows.append(("times faster than the reference: any case", 1, True, worst(build, "reference", "dispatcher", True)))
+        rows.append(
+            ("times faster than the reference: any case", 1, True, worst(build, "reference", "dispatcher", True))
+        )
         if build == "full":
             rows += [
-                ("of the one-line limit: hit, 1M realistic, random", 1.3, False, worst(
-                    build, "dispatcher", "one_line", False, **usual, kind="hit", way="random")),
-                ("of the floor: hit, hot, any size", 1.35, False, worst(
-                    build, "dispatcher", "socket_alone", False, mixture="realistic", kind="hit", way="hot")),
+                (
+                    "of the one-line limit: hit, 1M realistic, random",
+                    1.3,
+                    False,
+                    worst(build, "dispatcher", "one_line", False, **usual, kind="hit", way="random"),
+                ),
+                (
+                    "of the floor: hit, hot, any size",
+                    1.35,
+                    False,
+                    worst(build, "dispatcher", "socket_alone", False, mixture="realistic", kind="hit", way="hot"),
+                ),
             ]
             sizes = [Case("realistic", size, "both", "hit", "random") for size in (1_000_000, 1)]
             if all(case in found for case in sizes):
