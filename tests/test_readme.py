@@ -38,7 +38,7 @@ def test_the_first_snippet_prints_where_the_client_went_to(netns: pyskl.NetNS) -
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
 
 
 def test_its_links_lead_somewhere() -> None:
