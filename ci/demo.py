@@ -384,6 +384,67 @@ def hand_over(stack: contextlib.ExitStack) -> None:
     load.check()
 
 
+# -- The dispatcher ---------------------------------------------------------------------------------------------------
+
+
+def answers(listeners: dict[str, socket.socket], destination: tuple[str, int]) -> str:
+    """Tell whose listener gets a connection."""
+    try:
+        with socket.create_connection(destination, PATIENCE):
+            ready, _, _ = select.select(list(listeners.values()), [], [], PATIENCE)
+            for label, listener in listeners.items():
+                if listener in ready:
+                    listener.accept()[0].close()
+                    return label
+    except ConnectionRefusedError:
+        return "refused"
+    return "nobody"
+
+
+def dispatch(stack: contextlib.ExitStack) -> None:
+    heading(
+        "6  The dispatcher: bindings lead to labels, and sockets are registered under labels",
+        "The longest prefix goes first, then the narrowest range of ports; all bindings are replaced in one step.",
+    )
+    labels = ("web", "admin", "rest")
+    listeners = {label: stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096)) for label in labels}
+    dispatcher = stack.enter_context(pyskl.Dispatcher.create())
+    kept.update((type(each), each.info.id) for each in (dispatcher.program, dispatcher.link, *dispatcher.maps.values()))
+    dispatcher.bind("web", "tcp", V4, [80, 443, "8000-8999"])
+    dispatcher.bind("rest", "tcp", V4)
+    dispatcher.bind("admin", "tcp", address(V4, 7), 443)
+    for label, listener in listeners.items():
+        dispatcher.register(label, listener)
+    asked = [
+        ((host, port), dispatcher.explain("tcp", (host, port)).label)
+        for host in (address(V4, number) for number in range(256))
+        for port in (443, 8500, 9000)
+    ]
+    check("connections that go where explain() says", sum(answers(listeners, to) == says for to, says in asked), 768)
+    check("   to the longer prefix", answers(listeners, (address(V4, 7), 443)), "admin")
+    for _ in range(50):
+        for first, second in (("web", "rest"), ("rest", "web")):
+            table = [
+                pyskl.Binding(first, "tcp", f"{address(V4, n)}", port) for n in range(256) for port in range(80, 100)
+            ]
+            dispatcher.replace([*table, pyskl.Binding(second, "tcp", V4)])
+            results_of = {answers(listeners, (address(V4, n), 80)) for n in (0, 255)}
+            if results_of != {first}:
+                check("after replace()", str(results_of), first)
+    check("bindings, all replaced 100 times, in force at once", dispatcher.status().bindings, 5121)
+    dispatcher.unregister("web")
+    dispatcher.set_policy("web", on_missing="hold")
+    with socket.socket() as waiting:
+        waiting.setblocking(False)
+        waiting.connect_ex((address(V4, 1), 5000))
+        check(
+            "a client while its label has no socket", dispatcher.explain("tcp", (address(V4, 1), 5000)).reason, "hold"
+        )
+        dispatcher.register("web", listeners["web"])
+        _, connected, _ = select.select([], [waiting], [], PATIENCE)
+        check("   and when it has one", waiting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if connected else "…", 0)
+
+
 # -- The end ----------------------------------------------------------------------------------------------------------
 
 
@@ -422,11 +483,11 @@ def main() -> int:
         with pyskl.NetNS.create() as ns, ns.entered():  # without a name: our fd alone holds it
             say(f"in a network namespace of its own, net:[{ns.inode}]")
             make_local()
-            for show in (every_address_and_port, two_programs, swap_under_load, hand_over):
+            for show in (every_address_and_port, two_programs, swap_under_load, hand_over, dispatch):
                 with contextlib.ExitStack() as stack:
                     show(stack)
             link = keep(outside, load_redirect(outside).attach())
-        heading("6  Nothing is left behind")
+        heading("7  Nothing is left behind")
         check("the namespace's inode, asked of a link into it", until(lambda: link.info.netns_inode, 0), 0)
     check(f"BPF objects left, of {len(kept)}", until(lambda: sum(exists(*each) for each in kept), 0), 0)
     check("file descriptors left", len(os.listdir("/proc/self/fd")) - len(fds), 0)
