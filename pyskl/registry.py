@@ -21,7 +21,7 @@ from pyskl.enums import Protocol
 from pyskl.errors import BpfError, LimitReached, NoSuchKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pyskl.address import Address
     from pyskl.maps import Map
@@ -104,7 +104,7 @@ class Registry:
         slot: int,
         sock: Socket,
         facts: Steerable,
-        siblings: Iterable[Socket],
+        siblings: Sequence[Socket],
         unused: Callable[[], set[int]],
     ) -> None:
         """Put a socket into a slot, in the place of what is there.
@@ -187,10 +187,10 @@ class Registry:
             else:
                 return
 
-    def _replace_siblings(self, group: int, siblings: Iterable[Socket]) -> None:
+    def _replace_siblings(self, group: int, siblings: Sequence[Socket]) -> None:
         """Keep these siblings for a group, beside those that it has and that live."""
         have = {}
-        for number in range(SLOTS):
+        for number in range(SLOTS) if siblings else ():
             with contextlib.suppress(KeyError):
                 have[int(self._siblings[group * SLOTS + number])] = number
         free = iter(sorted(set(range(SLOTS)) - set(have.values())))
