@@ -133,9 +133,14 @@ def examine(sock: Socket, netns: int, netns_cookie: int) -> Steerable:
     if fd < 0:
         refuse("the socket is closed")
     try:
-        copy = socket.socket(fileno=_sys.dup(fd))
+        copied = _sys.dup(fd)
     except OSError as error:
-        refuse(_what_is_wrong(fd, error.errno or 0) if error.errno in {errno.EBADF, errno.ENOTSOCK} else str(error))
+        refuse(_what_is_wrong(fd, errno.EBADF) if error.errno == errno.EBADF else str(error))
+    try:
+        copy = socket.socket(fileno=copied)
+    except OSError:
+        os.close(copied)
+        refuse(_what_is_wrong(fd, errno.ENOTSOCK))
     with copy:
         return _examine(copy, netns, netns_cookie)
 
