@@ -233,7 +233,8 @@ class Bindings:
 def compile_object(bpf: Path, folder: Path) -> Path:
     target = folder / f"{len(list(folder.iterdir()))}.o"
     include = (f"-I{bpf}", f"-I/usr/include/{platform.machine()}-linux-gnu")
-    command = ["clang", "-O2", "-g", "-mcpu=v3", "-Wall", "-Werror", "-target", "bpf", *include]
+    layout = ("-mcpu=v3", "-mllvm", "-disable-block-placement")  # as build_ffi.py has it
+    command = ["clang", "-O2", "-g", *layout, "-Wall", "-Werror", "-target", "bpf", *include]
     subprocess.run([*command, "-c", HERE / "lookup.bpf.c", "-o", target], check=True)
     return target
 
