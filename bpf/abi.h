@@ -138,6 +138,8 @@ struct pyskl_decision {
 	__u32 label;
 	__u32 length;       /* of the prefix that matched */
 	__s32 slot;         /* less than 0: none */
+	__u32 named;        /* whether the label has a name */
+	__u32 unused;
 };
 
 /* A UDP flow, in network byte order but for the local port, which is in the machine's, as in struct bpf_sk_lookup. */

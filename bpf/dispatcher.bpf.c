@@ -966,8 +966,13 @@ int explain(struct bpf_sk_lookup *ctx)
 {
 	__u32 at, kind = kind_of(ctx);
 	struct pyskl_decision *decision = look_up(&explained, &at, 0);
+	int verdict;
 
-	return decision ? decide(ctx, find(ctx, kind), kind, decision) : SK_PASS;
+	if (!decision)
+		return SK_PASS;
+	verdict = decide(ctx, find(ctx, kind), kind, decision);
+	decision->named = !!look_up(&names, &at, decision->label); /* and so the program holds this map like the others */
+	return verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

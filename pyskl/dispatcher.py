@@ -59,7 +59,7 @@ _MAX_LABELS: Final = 4096
 _MAX_SOCKETS: Final = 4096
 _TIMEOUT: Final = 10.0
 _U24: Final = 0xFFFFFF
-_DECISION: Final = struct.Struct("=IIIi")  # struct pyskl_decision
+_DECISION: Final = struct.Struct("=IIIiI4x")  # struct pyskl_decision
 _POLICY: Final = struct.Struct("=HHI")  # struct pyskl_policy
 _EVENTS: Final = struct.Struct("=8Q")  # struct pyskl_counters
 _REASONS: Final = ("unbound", "selected", "sticky", "sibling", "hold", "fallthrough", "reset")
@@ -200,7 +200,7 @@ class Dispatcher(Closable):
         Raises:
             PermissionDenied: the process lacks CAP_BPF or CAP_NET_ADMIN.
         """
-        self._open().upgrade()
+        self._open_for("state").upgrade()
 
     @property
     def closed(self) -> bool:
@@ -224,6 +224,13 @@ class Dispatcher(Closable):
             raise ValueError("operation on a closed Dispatcher")
         self._store.refresh()
         return self._store
+
+    def _open_for(self, name: str) -> Store:
+        """Give the store to who may change a map of this name."""
+        store = self._open()
+        if not store.read_only:
+            store.require(name)
+        return store
 
     @property
     def path(self) -> str | None:
@@ -277,7 +284,7 @@ class Dispatcher(Closable):
             LimitReached: there is no room for one more label.
         """
         wanted = _bindings(label, protocol, prefix, ports)
-        with self._open().writing() as table:
+        with self._open_for("tables").writing() as table:
             before = table.get(wanted[0]._packed)
             numbers = self._labels.numbers()
             number = numbers.get(wanted[0].label, 0)  # 0: a new label, which has its number once nothing contradicts
@@ -309,7 +316,7 @@ class Dispatcher(Closable):
             KeyError: one of them is not there, or another label's; nothing has changed.
         """
         unwanted = _bindings(label, protocol, prefix, ports)
-        with self._open().writing() as table:
+        with self._open_for("tables").writing() as table:
             group = table.get(unwanted[0]._packed)
             names = self._labels.names()
             owners = {_ports(record): names.get(_number(record), "?") for record in _split(group)}
@@ -403,7 +410,7 @@ class Dispatcher(Closable):
         labels, records = _packed(bindings)
         wanted = {check_label(label): check_policy(*policy) for label, policy in (policies or {}).items()}
         self._prepare(records, lambda: dict(enumerate(labels)))
-        with self._open().writing() as table:
+        with self._open_for("tables").writing() as table:
             numbers = self._labels.assign([*labels, *wanted], lambda: self._unused(table))
             _sys.bindings_relabel(records, [numbers[label] for label in labels])
             if policies is None:
@@ -449,7 +456,7 @@ class Dispatcher(Closable):
         """
         policy = check_policy(on_missing, udp_sticky)
         check_label(label)
-        with self._open().writing() as table:
+        with self._open_for("tables").writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
             table.set_policy(number, self._pack_policy(policy, table.policy(number)))
 
@@ -482,7 +489,7 @@ class Dispatcher(Closable):
         check_label(label)
         if not 0 <= slot < SLOTS:
             raise ValueError(f"a slot is between 0 and {SLOTS - 1}, not {slot!r}")
-        store = self._open()
+        store = self._open_for("sockets")
         facts = sockets.examine(sock, store.state[NETNS_INODE], store.state[NETNS_COOKIE])
         with contextlib.ExitStack() as closing, store.writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
@@ -546,7 +553,7 @@ class Dispatcher(Closable):
         of = None if protocol is None else parse_protocol(protocol)
         if family is not None and family not in _FAMILIES:
             raise ValueError(f"a family is 'ipv4' or 'ipv6', not {family!r}")
-        with self._open().writing():
+        with self._open_for("sockets").writing():
             number = self._labels.numbers().get(label, 0)
             chosen = [
                 each
@@ -633,7 +640,7 @@ class Dispatcher(Closable):
         origin = source or ("::" if version == 6 else "0.0.0.0", 0)  # noqa: S104 - an address of nobody
         with self._open().explaining() as table:
             run = self._store.program(EXPLAIN).test_run(of, destination, origin)
-            reason, number, length, slot = _DECISION.unpack(self._store.maps["explained"][0])
+            reason, number, length, slot, _ = _DECISION.unpack(self._store.maps["explained"][0])
             if not reason:  # then the rest is that of an earlier question
                 return Decision(run.verdict, None, None, None, 0, _REASONS[reason])
             group = table.get(_covering(of, version, host, length))
@@ -662,7 +669,7 @@ class Dispatcher(Closable):
             LimitReached: 8 processes follow them already.
             PermissionDenied: the process lacks CAP_BPF.
         """
-        store = self._open()
+        store = self._open_for("state")
         if label is not None and label not in self._labels.numbers():
             raise KeyError(f"there is no label {label!r}")
         return Trace(store, self._labels.names, self._labels.numbers()[label] if label else 0, _REASONS)

@@ -104,9 +104,10 @@ class _Mending:
     def _missing_maps(self) -> Iterator[str]:
         missing = {each for each in MAPS if not self._there(each)}
         held: dict[str, Any] = {}
-        for number in (self._program.info.map_ids or ()) if missing else ():
-            found: Any = self._closing.enter_context(Map.from_id(number))
-            held[found.info.name] = found
+        for program in (self._program, self._open(Program, PROGRAMS[EXPLAIN])) if missing else ():
+            for number in (program and program.info.map_ids) or ():
+                found: Any = self._closing.enter_context(Map.from_id(number))
+                held[found.info.name] = found
         for each in sorted(MAPS - missing):
             self._maps[each] = self._open(Map, each)
         for each in sorted(missing):
@@ -114,14 +115,14 @@ class _Mending:
                 raise Damaged(f"the map {each!r} of {self._name!r} is lost: unload it, and load it anew")
             self._maps[each] = held[each]
             self._pin(held[each], each)
-            yield f"pinned the map {each!r} again, which the program holds"
+            yield f"pinned the map {each!r} again, which the programs hold"
 
     def _tables(self) -> Iterator[str]:
         number = self._maps["tables"][0]
         if not self._there(f"{TABLE}{number}"):
             table: Any = self._closing.enter_context(Map.from_id(number))
             self._pin(table, f"{TABLE}{number}")
-            yield "pinned the table again, which the program holds"
+            yield "pinned the table again, which the programs hold"
         for each in sorted(os.listdir(self._name)):
             if each.startswith(TABLE) and each != f"{TABLE}{number}":
                 os.unlink(os.path.join(self._name, each))

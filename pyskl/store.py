@@ -160,8 +160,18 @@ class Store:
             raise self._denied("program")
         return self.programs[name]
 
+    def require(self, name: str) -> None:
+        """See that this user may change a map.
+
+        Raises:
+            BpfError: it was opened for reading alone, since its mode allows no more (EACCES).
+        """
+        holder: Any = self.maps[name]
+        if holder.read_only:
+            raise self._denied(f"map {name!r}")
+
     def _denied(self, what: str) -> BpfError:
-        hint = f"the {what} of a dispatcher is for its owner alone"
+        hint = f"its mode keeps this user from the {what}"
         return BpfError(errno.EACCES, os.strerror(errno.EACCES), call="BPF_OBJ_GET", hint=hint, filename=self.path)
 
     @classmethod

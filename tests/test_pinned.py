@@ -1,0 +1,394 @@
+"""A dispatcher on bpffs: many processes, rights, upgrades, and what a person breaks."""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import support
+
+import pyskl
+from pyskl import Binding, Dispatcher
+
+pytestmark = support.needs("sk_lookup")
+FORK = multiprocessing.get_context("fork")
+WEB, API = Binding("web", "tcp", "192.0.2.0/24", 80), Binding("api", "udp", "2001:db8::/64", "1-99")
+
+
+@pytest.fixture
+def path(bpffs, netns):
+    with netns.entered():
+        yield str(bpffs / "edge")
+        with contextlib.suppress(pyskl.NotLoaded):
+            Dispatcher.remove(str(bpffs / "edge"))
+
+
+@pytest.fixture
+def d(path):
+    with Dispatcher.create(path=path) as dispatcher:
+        yield dispatcher
+
+
+def state(d):
+    return list(d.bindings()), d.policies(), d.sockets()
+
+
+def test_it_outlives_who_made_it_and_is_gone_when_unloaded(path):
+    with socket.create_server(("", 0)) as server:
+        with Dispatcher.create(path=path) as made:
+            made.replace([WEB, API])
+            made.set_policy("web", on_missing="hold")
+            made.register("web", server)
+            assert made.path == made.status().path == path
+        assert len(pyskl.query()) == 1
+        with socket.create_connection(("192.0.2.1", 80), 5), server.accept()[0]:
+            pass
+        with Dispatcher.open(path) as opened:
+            assert set(opened.bindings()) == {WEB, API}
+            assert opened.policies() == {"web": pyskl.Policy("hold")}
+            assert opened.sockets()[0].cookie == pyskl.socket_cookie(server)
+            assert opened.explain("tcp", ("192.0.2.1", 80)).slot == 0
+            opened.unload()
+        assert pyskl.query() == ()
+        assert not os.path.exists(path)
+    for call in (Dispatcher.open, Dispatcher.remove):
+        with pytest.raises(pyskl.NotLoaded, match="edge"):
+            call(path)
+
+
+def test_everybody_sees_what_anybody_changes(path, d):
+    with Dispatcher.open(path) as other, Dispatcher.open(path, read_only=True) as reader:
+        d.bind("web", "tcp", "192.0.2.0/24", 80)
+        assert list(other.bindings()) == list(reader.bindings()) == [WEB]
+        other.replace([API])
+        assert list(d.bindings()) == list(reader.bindings()) == [API]
+        d.bind("new", "tcp", "::/0")
+        other.unbind("new", "tcp", "::/0")
+        other.set_policy("api", udp_sticky=9)
+        assert d.policies() == reader.policies() == {"api": pyskl.Policy("reset", 9)}
+        assert reader.explain("udp", ("2001:db8::1", 5)).label == "api"
+
+
+def test_a_second_one_at_the_path(path, d):
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    with pytest.raises(pyskl.AlreadyLoaded, match="edge"):
+        Dispatcher.create(path=path)
+    assert list(d.bindings()) == [WEB]
+    assert len(pyskl.query()) == 1
+    assert not [name for name in os.listdir(os.path.dirname(path)) if "~" in name]
+
+
+@pytest.mark.parametrize("name", ["a.b", "a~b"])
+def test_a_name_that_bpffs_does_not_take(bpffs, name):
+    with pytest.raises(ValueError, match="name"):
+        Dispatcher.create(path=bpffs / name)
+
+
+def test_a_path_that_is_not_on_bpffs(tmp_path):
+    with pytest.raises(pyskl.BpfError, match="bpffs"):
+        Dispatcher.create(path=tmp_path / "edge")
+    assert not os.listdir(tmp_path)
+    with pytest.raises(pyskl.NotLoaded):
+        Dispatcher.open(tmp_path / "edge")
+
+
+def test_who_only_reads_changes_nothing(path, d):
+    before = sorted(os.listdir(path))
+    with Dispatcher.open(path, read_only=True) as reader, socket.create_server(("", 0)) as server:
+        for call in (
+            lambda: reader.bind("a", "tcp", "::/0"),
+            lambda: reader.unbind("a", "tcp", "::/0"),
+            lambda: reader.replace([WEB]),
+            lambda: reader.set_policy("a", on_missing="hold"),
+            lambda: reader.register("a", server),
+            lambda: reader.unregister("a"),
+            reader.upgrade,
+            reader.events,
+        ):
+            with pytest.raises(OSError, match="reading"):
+                call()
+        assert reader.status().keepers == 1
+    assert state(d) == ([], {}, ())
+    assert sorted(os.listdir(path)) == before
+
+
+def test_the_lock_has_a_holder_and_a_limit(path, d):
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), 2); print(1, flush=True); input()"
+    holder = support.child(code, path)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(pyskl.Busy, match=str(holder.pid)) as caught:
+            Dispatcher.open(path, timeout=0.05)
+        assert caught.value.pid == holder.pid
+        with Dispatcher.open(path, read_only=True) as reader:  # needs no lock
+            assert reader.status().bindings == 0
+    finally:
+        support.kill(holder)
+    d.bind("a", "tcp", "::/0")  # it died with its holder
+
+
+def test_another_abi_is_incompatible(path, d):
+    entry = d.maps["state"][0]
+    d.maps["state"][0] = (99).to_bytes(8, sys.byteorder) + entry[8:]
+    for read_only in (False, True):
+        with pytest.raises(pyskl.Incompatible, match="99"):
+            Dispatcher.open(path, read_only=read_only)
+    d.maps["state"][0] = entry
+    Dispatcher.open(path).close()
+
+
+def test_each_missing_pin_is_told_and_mended(path, d):
+    d.replace([WEB, API])
+    d.set_policy("web", on_missing="hold")
+    for pin in sorted(set(os.listdir(path)) - {"asking"}):
+        os.unlink(f"{path}/{pin}")
+        with pytest.raises(pyskl.Damaged, match=pin):
+            Dispatcher.open(path, read_only=True)
+        assert not os.path.exists(f"{path}/{pin}")  # nothing was made anew
+        done = Dispatcher.repair(path)
+        assert done, pin
+        assert len(pyskl.query()) == (2 if pin == "link" else 1)  # the old link is d's
+        if pin == "link":
+            d.link.detach()
+        with Dispatcher.open(path) as opened:
+            assert set(opened.bindings()) == {WEB, API}
+            assert opened.policies() == {"web": pyskl.Policy("hold")}
+            assert opened.explain("tcp", ("192.0.2.1", 80)).reason == "hold"
+            assert opened.status().attached
+    assert Dispatcher.repair(path) == ()
+
+
+def test_foreign_files_and_a_severed_link_are_mended(path, d):
+    d.replace([WEB])
+    os.mkdir(f"{path}/foreign")
+    d.maps["explained"].pin(f"{path}/stranger")
+    assert len(Dispatcher.repair(path)) == 2
+    d.link.detach()
+    assert not d.status().attached
+    with pytest.raises(pyskl.Damaged, match="attached to nothing"):
+        Dispatcher.open(path)
+    with pytest.raises(pyskl.AlreadyLoaded, match="severed"):
+        Dispatcher.create(path=path)
+    assert len(Dispatcher.repair(path)) == 1
+    with Dispatcher.open(path) as opened:
+        assert opened.explain("tcp", ("192.0.2.1", 80)).label == "web"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("192.0.2.1", 80), 5)
+
+
+def test_a_namespace_that_is_gone_and_another_at_the_same_path(bpffs):
+    path = bpffs / "edge"
+    with pyskl.NetNS.create() as first, first.entered(), Dispatcher.create(path=path) as made:
+        made.bind("web", "tcp", "192.0.2.0/24", 80)
+    with pyskl.Link.from_pin(path / "link") as link:
+        assert support.eventually(lambda: not link.info.netns_inode)
+    with pyskl.NetNS.create() as second, second.entered():
+        with pytest.raises(pyskl.Damaged, match="gone"):
+            Dispatcher.open(path)
+        with Dispatcher.create(path=path) as made:  # the old one's remains are no obstacle
+            assert made.bindings() == ()
+            assert made.status().attached
+            assert len(pyskl.query()) == 1
+            made.unload()
+
+
+def test_upgrade_runs_under_traffic_and_for_all(path, d):
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    stop, failed, made = threading.Event(), [], []
+    with pyskl.NetNS.current() as here, socket.create_server(("", 0), backlog=1024) as server:
+        d.register("web", server)
+
+        def client():
+            try:
+                with here.entered():
+                    while not stop.is_set():
+                        with socket.create_connection(("192.0.2.1", 80), 5), server.accept()[0]:
+                            made.append(1)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        with Dispatcher.open(path) as other:
+            for each in (d, other) * 3:
+                each.upgrade()
+                made.clear()
+                assert support.eventually(lambda: made or failed)
+            stop.set()
+            thread.join()
+            assert not failed
+            assert d.status().program_id == other.program.info.id
+    assert not [name for name in os.listdir(path) if name.endswith("_new")]
+
+
+def test_an_upgrade_that_was_interrupted_is_finished_or_undone(path, d):
+    new = d._store.new_programs()
+    for name, pin in (("dispatch", "program"), ("explain", "explain")):
+        new[name].pin(f"{path}/{pin}_new")
+    before = d.program.info.id
+    Dispatcher.open(path).close()
+    assert not [name for name in os.listdir(path) if name.endswith("_new")]  # undone
+    for name, pin in (("dispatch", "program"), ("explain", "explain")):
+        new[name].pin(f"{path}/{pin}_new")
+    d.link.update(new["dispatch"])
+    os.rename(f"{path}/explain_new", f"{path}/explain")
+    with Dispatcher.open(path) as opened:
+        assert opened.program.info.id == new["dispatch"].info.id != before
+    assert not [name for name in os.listdir(path) if name.endswith("_new")]  # finished
+    for program in new.values():
+        program.close()
+
+
+def test_what_who_died_was_making_or_removing_is_removed(path, bpffs):
+    with Dispatcher.create(path=path):
+        pass
+    os.rename(path, f"{path}~1234~beef")  # as if killed in unload()
+    assert len(pyskl.query()) == 1
+    with pytest.raises(pyskl.NotLoaded):
+        Dispatcher.open(path)
+    assert support.eventually(lambda: pyskl.query() == ())
+    assert os.listdir(bpffs) == []
+
+
+# -- many at once ----------------------------------------------------------------------------------------------------
+
+
+def _bind(path, number):
+    with Dispatcher.open(path, timeout=60) as d:
+        for port in range(1, 41):
+            d.bind(f"label {number}", "tcp", "192.0.2.0/24", number * 1000 + port)
+
+
+def _read(path, stop):
+    with Dispatcher.open(path, read_only=True) as d:
+        while not stop.is_set():
+            ports = {}
+            for binding in d.bindings():
+                ports.setdefault(binding.label, []).append(binding.ports)
+            for label, seen in ports.items():  # each writer's are there in the order in which it made them
+                first = int(label.split()[1]) * 1000 + 1
+                assert sorted(seen) == list(range(first, first + len(seen))), label
+            assert d.status().bindings >= 0
+
+
+def test_many_write_and_read_at_once_and_nothing_is_lost(path, d):
+    stop = FORK.Event()
+    readers = [FORK.Process(target=_read, args=(path, stop)) for _ in range(3)]
+    writers = [FORK.Process(target=_bind, args=(path, number)) for number in range(1, 5)]
+    for process in (*readers, *writers):
+        process.start()
+    for process in writers:
+        process.join()
+    stop.set()
+    for process in readers:
+        process.join()
+    assert [process.exitcode for process in (*readers, *writers)] == [0] * 7
+    assert len(d.bindings()) == 4 * 40
+
+
+def test_the_lock_is_held_for_no_longer_than_a_call(path, d):
+    d.bind("a", "tcp", "::/0")
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+
+
+def test_hold_lasts_as_long_as_somebody_keeps_it(path):
+    with Dispatcher.create(path=path) as d:
+        d.bind("web", "tcp", "192.0.2.0/24", 80)
+        d.set_policy("web", on_missing="hold")
+        with Dispatcher.open(path) as other:
+            assert (d.status().keepers, other.explain("tcp", ("192.0.2.1", 80)).reason) == (2, "hold")
+    with Dispatcher.open(path, read_only=True) as reader:
+        assert reader.status().keepers == 0
+        assert reader.explain("tcp", ("192.0.2.1", 80)).reason == "reset"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("192.0.2.1", 80), 5)
+
+
+# -- rights ----------------------------------------------------------------------------------------------------------
+
+_GROUP = 54321
+_MEMBER = """if True:
+    import mmap, os, socket, sys
+    import pyskl
+    from pyskl import Binding, Dispatcher
+    path, granted = sys.argv[1], sys.argv[2] == "granted"
+    server = socket.create_server(("", 0))
+    os.setgroups([])
+    os.setresgid(54321, 54321, 54321)
+    os.setresuid(65534, 65534, 65534)
+    try:
+        reader = Dispatcher.open(path, read_only=True)
+    except PermissionError as error:
+        print("refused", error)
+        sys.exit()
+    except pyskl.BpfError as error:
+        print("refused", error.errno)
+        sys.exit()
+    assert [str(binding) for binding in reader.bindings()] == ["web tcp 192.0.2.0/24 80"]
+    assert reader.status().bindings == 1 and reader.counters()["web"].selected == 0
+    assert reader.status().attached is None
+    d = Dispatcher.open(path)
+    refused = [
+        lambda: d.bind("a", "tcp", "::/0"),
+        lambda: d.bind("web", "tcp", "::/0"),
+        lambda: d.unbind("web", "tcp", "192.0.2.0/24", 80),
+        lambda: d.replace([Binding("web", "tcp", "::/0")]),
+        lambda: d.set_policy("web", on_missing="hold"),
+        lambda: d.explain("tcp", ("192.0.2.1", 80)),
+        d.upgrade, d.events, d.unload, lambda: d.program, lambda: d.link,
+        lambda: Dispatcher.remove(path), lambda: Dispatcher.repair(path),
+    ]
+    if not granted:
+        refused.append(lambda: d.register("web", server))
+    for number, call in enumerate(refused):
+        try:
+            call()
+        except OSError:
+            continue
+        print("allowed", number)
+    if granted:
+        print(d.register("web", server).alive, d.sockets()[0].alive)
+        print(len(d.unregister("web")))
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_member_of_the_group_reads_and_registers_where_that_was_granted(path, granted):
+    with Dispatcher.create(path=path, group=_GROUP, group_sockets=granted) as d:
+        os.chmod(os.path.dirname(path), 0o755)
+        d.bind("web", "tcp", "192.0.2.0/24", 80)
+        before = state(d)
+        command = [sys.executable, "-I", "-c", _MEMBER, path, "granted" if granted else "not"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        if told.stdout.startswith("refused"):
+            pytest.skip("unprivileged_bpf: this kernel lets nobody without capabilities open a pin")
+        assert told.returncode == 0, told.stderr
+        assert told.stdout.splitlines() == (["True True", "1"] if granted else []) + ["done"], told.stdout
+        assert state(d) == before
+
+
+def test_nobody_else_may_anything(path):
+    code = """if True:
+        import os, sys
+        from pyskl import Dispatcher
+        os.setgroups([])
+        os.setresgid(1, 1, 1)
+        os.setresuid(1, 1, 1)
+        for read_only in (False, True):
+            try:
+                Dispatcher.open(sys.argv[1], read_only=read_only)
+            except PermissionError:
+                print("no")"""
+    with Dispatcher.create(path=path, group=_GROUP):
+        os.chmod(os.path.dirname(path), 0o755)
+        assert support.python(code, path).stdout.split() == ["no", "no"]
