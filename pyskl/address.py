@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -125,3 +126,20 @@ def is_of_many(host: bytes) -> bool:
     """Whether a packed address is multicast, or IPv4's broadcast address: no datagram leaves from it."""
     v4 = host.removeprefix(_MAPPED)
     return host[0] == 0xFF if len(v4) == 16 else v4[0] & 0xF0 == 0xE0 or v4 == b"\xff\xff\xff\xff"
+
+
+def parse_host_port(text: str) -> Address:
+    """Take ``"192.0.2.1:80"`` or ``"[2001:db8::1]:80"``, and give a (host, port) pair.
+
+    Raises:
+        ValueError: it is not written so; the message quotes it.
+    """
+    found = re.fullmatch(r"(?:\[([^]]*:[^]]*)\]|([^:]*)):([0-9]{1,5})", text)
+    if not found:
+        raise ValueError(f"an address and port is written 192.0.2.1:80 or [2001:db8::1]:80, not {text!r}")
+    address = found[1] or found[2], int(found[3])
+    try:
+        parse_endpoint(address)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+    return address

@@ -48,6 +48,12 @@ def repair(path: StrPath, *, timeout: float) -> tuple[str, ...]:
         os.close(folder)
 
 
+def foreign(name: str) -> list[str]:
+    """List what is in a dispatcher's folder and none of its."""
+    known = {*MAPS, *PROGRAMS.values(), *(pin + NEW for pin in PROGRAMS.values()), folders.LINK, ASKING}
+    return sorted(each for each in os.listdir(name) if each not in known and not each.startswith(TABLE))
+
+
 class _Mending:
     """What is being mended, and what of it was found."""
 
@@ -81,11 +87,8 @@ class _Mending:
         os.chmod(path, 0o600)
 
     def _foreign(self) -> Iterator[str]:
-        known = {*MAPS, *PROGRAMS.values(), *(pin + NEW for pin in PROGRAMS.values()), folders.LINK, ASKING}
-        for each in sorted(os.listdir(self._name)):
+        for each in foreign(self._name):
             path = os.path.join(self._name, each)
-            if each in known or each.startswith(TABLE):
-                continue
             if os.path.isdir(path):
                 shutil.rmtree(path)
             else:

@@ -69,6 +69,11 @@ class Parking:
             return
         self.close()
 
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The sockets that are kept; none where the process can't."""
+        return tuple(self._sockets.values())
+
     def close(self) -> None:
         """Close the sockets, which leave the map with it."""
         while self._sockets:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyskl import netlink
 from pyskl.enums import Protocol
 from pyskl.errors import BpfError
 from pyskl.sockets import socket_beside
@@ -19,14 +18,9 @@ if TYPE_CHECKING:
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TCP_SYN_RECV, _TCP_CLOSE, _TCP_LISTEN = 3, 7, 10
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBBI48x")  # struct inet_diag_req_v2
 _ANSWER = struct.Struct("=BBBB2s2s16s16sIQIIIII")  # struct inet_diag_msg
-_ALIGN = 4
-_ROOM = 1 << 16
 
 
 class SocketEntry(NamedTuple):
@@ -57,8 +51,8 @@ def bound_sockets(protocol: Protocol, family: int) -> Iterator[SocketEntry]:
     Raises:
         BpfError: the kernel refuses (ENOENT: it was built without CONFIG_INET_DIAG, or CONFIG_INET_UDP_DIAG).
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        yield from _dump(netlink, protocol, family, _TCP_LISTEN if protocol == Protocol.TCP else _TCP_CLOSE)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
+        yield from _dump(sock, protocol, family, _TCP_LISTEN if protocol == Protocol.TCP else _TCP_CLOSE)
 
 
 def handshakes(listener: socket.socket) -> set[int]:
@@ -74,29 +68,18 @@ def handshakes(listener: socket.socket) -> set[int]:
         BpfError: as `bound_sockets`.
         PermissionDenied: the listener is in another namespace, which the process may not enter.
     """
-    with socket_beside(listener, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        return {entry.cookie for entry in _dump(netlink, Protocol.TCP, listener.family, _TCP_SYN_RECV)}
+    with socket_beside(listener, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
+        return {entry.cookie for entry in _dump(sock, Protocol.TCP, listener.family, _TCP_SYN_RECV)}
 
 
-def _dump(netlink: socket.socket, protocol: Protocol, family: int, state: int) -> Iterator[SocketEntry]:
-    request = _REQUEST.pack(family, protocol, 0, 0, 1 << state)
-    flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    netlink.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 0, 0) + request)
-    while True:
-        data = netlink.recv(_ROOM)
-        while data:
-            size, kind, *_ = _HEADER.unpack_from(data)
-            body, data = data[_HEADER.size : size], data[-(-size // _ALIGN) * _ALIGN :]
-            if kind == _NLMSG_DONE:
-                return
-            if kind == _NLMSG_ERROR:
-                raise _error(-int.from_bytes(body[:4], sys.byteorder, signed=True))
-            yield _entry(body)
-
-
-def _error(number: int) -> BpfError:
-    hint = "this kernel was built without CONFIG_INET_DIAG" if number == errno.ENOENT else None
-    return BpfError(number, os.strerror(number), call="SOCK_DIAG_BY_FAMILY", hint=hint)
+def _dump(sock: socket.socket, protocol: Protocol, family: int, state: int) -> Iterator[SocketEntry]:
+    try:
+        request = _REQUEST.pack(family, protocol, 0, 0, 1 << state)
+        yield from map(_entry, netlink.dump(sock, "SOCK_DIAG_BY_FAMILY", _SOCK_DIAG_BY_FAMILY, request))
+    except BpfError as error:
+        if error.errno == errno.ENOENT:
+            error.hint = "this kernel was built without CONFIG_INET_DIAG"
+        raise
 
 
 def _entry(body: bytes) -> SocketEntry:
