@@ -59,8 +59,8 @@ struct pyskl_family {
 
 /* The further levels of a family, see table.h; the bitmaps by port are in the lines after it. */
 struct pyskl_levels {
-	__u64 levels[3];
-	__u64 unused[5];
+	__u64 levels[6];
+	__u64 unused[2];
 };
 
 /* One policy, in one word: what a client gets while the label has no live socket; when its flows began to be remembered

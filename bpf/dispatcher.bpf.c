@@ -364,7 +364,7 @@ static __always_inline __u32 label_of_any(void *table, __u32 *at, __u32 kind, __
 }
 
 /* Of some candidates, those that the further levels leave. */
-__noinline __u32 narrow4(__u32 address, __u32 candidates)
+__noinline __u32 narrow4(__u32 address, __u32 protocol, __u32 candidates)
 {
 	struct pyskl_family *family;
 	struct pyskl_levels *levels;
@@ -384,12 +384,12 @@ __noinline __u32 narrow4(__u32 address, __u32 candidates)
 	if (!levels)
 		return 0;
 #pragma unroll
-	for (j = 0; j < 3; j++) {
+	for (j = 0; j < TABLE_LEVELS; j++) {
 		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) & 31);
 
 		if (!level || !(candidates & ~above))
 			break;
-		i = table_place(table_hash4(seed, (address & above) | j), LEVEL_COUNT(level));
+		i = table_place(table_hash4(seed, (address & above) | TABLE_LEVEL_KEY(j, protocol)), LEVEL_COUNT(level));
 		line = look_up(table, &at, LEVEL_LINE(level) + i / 16);
 		if (!line)
 			return 0;
@@ -428,7 +428,7 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 			return 0;
 		candidates &= ((__u32 *)line)[i & 15];
 		if (candidates & (candidates - 1))
-			candidates = narrow4(address, candidates);
+			candidates = narrow4(address, protocol, candidates);
 	}
 	beside = table_hash_anchor(family->seed, address >> (-(__u32)family->anchor & 31), protocol);
 	all_bits = TABLE_KEY(0, protocol) | address;
@@ -459,7 +459,7 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 }
 
 /* The same for IPv6, whose candidates are two words: the prefixes longer than 64 bits, and the others. */
-__noinline __u64 narrow6(__u64 hi, __u64 lo, __u64 candidates, __u32 shorter)
+__noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, __u32 shorter)
 {
 	struct pyskl_family *family;
 	struct pyskl_levels *levels;
@@ -482,7 +482,7 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u64 candidates, __u32 shorter)
 	of_shorter = -(__u64)shorter;
 	barrier_var(of_shorter);
 #pragma unroll
-	for (j = 0; j < 3; j++) {
+	for (j = 0; j < TABLE_LEVELS; j++) {
 		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) & 63);
 		__s64 within = (__s64)LEVEL_SHIFT(level) - 64; /* within the second word, it says nothing of the first */
 
@@ -490,7 +490,7 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u64 candidates, __u32 shorter)
 		within >>= 63;
 		if (!level || !(candidates & ~((within & above) | (of_shorter & (within | above)))))
 			break;
-		i = table_place(table_hash6(seed, hi & (within | above), lo & within & above, j), LEVEL_COUNT(level));
+		i = table_place(table_hash6(seed, hi & (within | above), lo & within & above, TABLE_LEVEL_KEY(j, protocol)), LEVEL_COUNT(level));
 		line = look_up(table, &at, LEVEL_LINE(level) + i / 4);
 		if (!line)
 			return 0;
@@ -569,13 +569,13 @@ __noinline __u64 find6(__u64 hi, __u64 lo, __u32 protocol, __u32 port)
 		shorter &= line->words[(i & 3) * 2 + 1];
 	}
 	if (longer && family->levels)
-		longer = narrow6(hi, lo, longer, 0);
+		longer = narrow6(hi, lo, protocol, longer, 0);
 	if (longer)
 		found = search6(table, &at, family, hi, lo, protocol, port, longer, false);
 	if (found)
 		return found;
 	if (shorter && family->levels)
-		shorter = narrow6(hi, lo, shorter, 1);
+		shorter = narrow6(hi, lo, protocol, shorter, 1);
 	if (shorter)
 		found = search6(table, &at, family, hi, lo, protocol, port, shorter, true);
 	if (found)

@@ -5,7 +5,7 @@
  *
  * 1. Levels tell the candidates. A level is an array of bitmaps, by the first bits of an address: which lengths of
  *    prefixes exist below, and at the first level also which prefixes are above. The first level is indexed directly,
- *    the others by a hash, where two may share a bitmap; so a bit too many may be set, never one too few. One more array of
+ *    the others by a hash, for each protocol, where two may share a bitmap; so a bit too many may be set, never one too few. One more array of
  *    bitmaps, by protocol and port, has the lengths of prefixes with that port. Where there are few bindings or few lengths,
  *    none of these is there, and all lengths are candidates.
  * 2. A blocked Bloom filter, one word a test, takes most candidates that are none, with the port where a prefix has few.
@@ -25,6 +25,7 @@
 #define TABLE_HEAD 0
 #define TABLE_FAMILY 1
 #define TABLE_ANY 3    /* the values of 0.0.0.0/0 and ::/0, for TCP and UDP each */
+#define TABLE_LEVELS 6  /* after the first */
 #define TABLE_PROBES 24 /* lines after the first one that an entry may be in */
 #define TABLE_PORTS 2  /* single ports on a prefix that the filter knows one by one */
 
@@ -49,6 +50,9 @@ struct table_line {
 #define LEVEL_LINE(level) ((__u32)(level))
 #define LEVEL_COUNT(level) ((__u32)((level) >> 32) & 0xffffff)
 #define LEVEL_SHIFT(level) ((__u32)((level) >> 56))
+
+/* What a level's hash has beside the bits of an address, of which the lowest 4 are not among them. */
+#define TABLE_LEVEL_KEY(level, protocol) ((level) << 1 | (protocol))
 
 /* The bitmaps by port, and where they begin: after the line of the levels. */
 #define TABLE_BY_PORT 512

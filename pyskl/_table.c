@@ -245,11 +245,13 @@ static void choose_levels(const struct pyskl_binding *bindings, int64_t count, i
 	uint32_t length, level, samples = count < SAMPLES ? count : SAMPLES, s;
 	uint64_t best = 0, cost, lengths = __builtin_popcountll(all.longer) + __builtin_popcountll(all.shorter);
 
-	chosen[0] = chosen[1] = chosen[2] = 0;
+	memset(chosen, 0, TABLE_LEVELS * sizeof(*chosen));
 	if (!at || lengths <= 2)
 		goto out;
 	for (s = 0; s < samples; s++) {
 		const struct pyskl_binding *it = &bindings[count * s / samples];
+		const struct pyskl_binding *run = it < bindings + udp ? bindings : bindings + udp; /* of its protocol */
+		int64_t of_run = it < bindings + udp ? udp : count - udp;
 		uint64_t hi = it->hi, lo = it->lo;
 
 		if (it->length > 64)
@@ -257,15 +259,12 @@ static void choose_levels(const struct pyskl_binding *bindings, int64_t count, i
 		else if (it->length)
 			hi ^= 1ULL << (64 - it->length);
 		for (length = first; length < longest[family]; length += step) {
-			struct bits tcp = lengths_below(bindings, udp, hi, lo, length, all);
-			struct bits more = lengths_below(bindings + udp, count - udp, hi, lo, length, all);
-
-			at[s][length / step] = (struct bits){ tcp.longer | more.longer, tcp.shorter | more.shorter };
+			at[s][length / step] = lengths_below(run, of_run, hi, lo, length, all);
 		}
 		candidates[s] = at[s][first / step];
 		best += __builtin_popcountll(candidates[s].longer) + __builtin_popcountll(candidates[s].shorter);
 	}
-	for (level = 0; level < 3; level++) {
+	for (level = 0; level < TABLE_LEVELS; level++) {
 		uint32_t winner = 0;
 
 		for (length = first + step; length < longest[family]; length += step) {
@@ -294,8 +293,8 @@ static void choose_levels(const struct pyskl_binding *bindings, int64_t count, i
 			candidates[s].shorter &= at[s][winner / step].shorter | ~mask.shorter;
 		}
 	}
-	for (s = 0; s < 2; s++) /* shallow ones first */
-		for (level = 0; level < 2; level++)
+	for (s = 1; s < TABLE_LEVELS; s++) /* shallow ones first */
+		for (level = 0; level + 1 < TABLE_LEVELS; level++)
 			if (chosen[level + 1] && chosen[level] > chosen[level + 1]) {
 				uint32_t other = chosen[level];
 
@@ -387,7 +386,7 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 		const struct pyskl_binding *of_family = bindings + start[family * 2];
 		int64_t n = start[family * 2 + 2] - start[family * 2], udp = start[family * 2 + 1] - start[family * 2];
 		struct pyskl_family *it = &plan->families[family];
-		uint32_t bits, chosen[3];
+		uint32_t bits, chosen[TABLE_LEVELS];
 		uint64_t entries = 0, room;
 		struct bits all = { 0, 0 };
 
@@ -413,7 +412,7 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 			it->levels = lines;
 			lines = TABLE_PORTS_LINE(lines) + TABLE_BY_PORT / bitmaps[family];
 			choose_levels(of_family, n, udp, family, it->first ? bits : 0, all, chosen);
-			for (level = 0; level < 3 && chosen[level]; level++) {
+			for (level = 0; level < TABLE_LEVELS && chosen[level]; level++) {
 				uint64_t nodes = count_nodes(of_family, n, udp, chosen[level]);
 
 				plan->levels[family].levels[level] = LEVEL(lines, nodes, longest[family] - chosen[level]);
@@ -569,14 +568,15 @@ static void announce(void *memory, const struct pyskl_binding *group, int64_t co
 	levels = (void *)words_at(memory, family->levels);
 	for (i = 0; i < count; i++)
 		announce_ports(memory, TABLE_PORTS_LINE(family->levels), &group[i]);
-	for (i = 0; i < 3 && levels->levels[i]; i++) {
+	for (i = 0; i < TABLE_LEVELS && levels->levels[i]; i++) {
 		uint64_t level = levels->levels[i], hi = group->hi, lo = group->lo, hash;
 		uint32_t bits = longest[group->family] - LEVEL_SHIFT(level);
 
 		if (length <= bits)
 			continue;
 		cut(&hi, &lo, bits);
-		hash = group->family ? table_hash6(family->seed, hi, lo, i) : table_hash4(family->seed, hi >> 32 | i);
+		hash = group->family ? table_hash6(family->seed, hi, lo, TABLE_LEVEL_KEY(i, group->protocol)) :
+				       table_hash4(family->seed, hi >> 32 | TABLE_LEVEL_KEY(i, group->protocol));
 		set_bits(memory, LEVEL_LINE(level), group->family, table_place(hash, LEVEL_COUNT(level)), length);
 	}
 }
