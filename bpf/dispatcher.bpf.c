@@ -15,6 +15,11 @@
 
 #define AF_INET 2
 
+/* A function that takes the context. Not static, the verifier looks at it once; Linux 5.10 does not take it so. */
+#ifndef OF_CONTEXT
+#define OF_CONTEXT __noinline
+#endif
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -323,23 +328,27 @@ __noinline __u64 probe4(__u32 place, __u64 key)
 	return value;
 }
 
-__noinline __u64 probe6(__u32 place, __u64 hi, __u64 lo, __u64 key)
+/* The label of an entry of IPv6 for a port, or 0: in one line, or in those after `further` (<< 32 in `places`). It is all
+ * here, for with more branches in its loop the verifier of 5.10 has too many to come back to. */
+__noinline __u32 probe6(__u64 places, __u64 hi, __u64 lo, __u64 key, __u32 port)
 {
-	__u32 at;
-	void *table = look_up(&tables, &at, 0);
+	struct table_line *line;
 	__u64 value = 0;
-	__u32 i;
+	void *table;
+	__u32 at, i;
 
+	table = look_up(&tables, &at, 0);
 	if (!table)
 		return 0;
 #pragma unroll
-	for (i = 1; i <= TABLE_PROBES; i++) {
-		struct table_line *line = look_up(table, &at, place + i);
-
-		if (!line || in6(line, hi, lo, key, &value))
+	for (i = 0; i <= TABLE_PROBES; i++) {
+		line = look_up(table, &at, i ? (places >> 32) + i : places);
+		if (!line)
+			return 0;
+		if (in6(line, hi, lo, key, &value))
 			break;
 	}
-	return value;
+	return label_at(value, port);
 }
 
 /* All bits or none: whether a prefix is shorter than the anchor, and its own hash says where it is. */
@@ -464,7 +473,7 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, _
 	struct pyskl_family *family;
 	struct pyskl_levels *levels;
 	struct table_line *line;
-	__u64 seed, of_shorter;
+	__u64 seed, of_shorter, word;
 	__u32 at, i, j;
 	void *table;
 
@@ -494,7 +503,9 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, _
 		line = look_up(table, &at, LEVEL_LINE(level) + i / 4);
 		if (!line)
 			return 0;
-		candidates &= line->words[(i & 3) * 2 + shorter] | (within & above) | (of_shorter & (within | above));
+		word = (i & 3) * 2 + shorter;
+		barrier_var(word); /* the verifier of 5.10 follows no bounds through the sum of two */
+		candidates &= line->words[word & 7] | (within & above) | (of_shorter & (within | above));
 	}
 	return candidates;
 }
@@ -504,11 +515,10 @@ static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_
 				     __u32 protocol, __u32 port, __u64 candidates, bool shorter)
 {
 	__u64 beside = table_hash_anchor(family->seed, hi >> (-(__u32)family->anchor & 63), protocol);
-	struct table_line *line;
 	__u32 i;
 
 	ROUNDS(i, 64) {
-		__u64 top = hi, bottom = lo, key, hash, home, own, value = 0;
+		__u64 top, bottom, key, hash, home, own, places;
 		__u32 bit, label, length;
 
 		if (!candidates)
@@ -524,12 +534,8 @@ static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_
 		home = (hash & own) | (beside & ~own);
 		if (!passes(table, at, family, home, hash, port))
 			continue;
-		line = look_up(table, at, family->buckets + table_place(home, family->bucket_count));
-		if (!line)
-			return 0;
-		if (!in6(line, top, bottom, key, &value))
-			value = AFTER_CALL(probe6(further(family, hash, own), top, bottom, key));
-		label = label_at(value, port);
+		places = (__u64)further(family, hash, own) << 32 | (family->buckets + table_place(home, family->bucket_count));
+		label = probe6(places, top, bottom, key, port);
 		if (label)
 			return label | (__u64)length << 32;
 	}
@@ -628,7 +634,7 @@ static __always_inline bool select(struct bpf_sk_lookup *ctx, void *map, __u32 k
 }
 
 /* Select the flow's socket among the slots of a group, passing over those whose socket has died. Less than 0: none. */
-__noinline int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, __u64 flow, __u64 flags)
+OF_CONTEXT int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, __u64 flow, __u64 flags)
 {
 	__u32 i, slot;
 
@@ -643,7 +649,7 @@ __noinline int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, 
 	return -1;
 }
 
-__noinline int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
+OF_CONTEXT int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
 {
 	__u32 i;
 
@@ -653,7 +659,7 @@ __noinline int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flag
 	return -1;
 }
 
-__noinline int park(struct bpf_sk_lookup *ctx, __u32 kind)
+OF_CONTEXT int park(struct bpf_sk_lookup *ctx, __u32 kind)
 {
 	__u32 i;
 
@@ -726,7 +732,7 @@ static __always_inline bool select_stayer(struct bpf_sk_lookup *ctx, __u64 cooki
 }
 
 /* Select the socket where a UDP flow went last. A test run leaves no trace: `explains`. */
-__noinline int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 explains)
+OF_CONTEXT int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 explains)
 {
 	const __u32 zero = 0, one = 1;
 	struct pyskl_policy policy;
@@ -769,7 +775,7 @@ __noinline int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 ex
 
 /* Select the socket of a flow that is new, by what was registered in its slot, and remember it: so the socket that is
  * remembered is the one that was selected, whatever is registered meanwhile. The slot, or less than 0. */
-__noinline int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64 flow_hash, __u64 label_epoch)
+OF_CONTEXT int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64 flow_hash, __u64 label_epoch)
 {
 	const __u32 zero = 0, one = 1;
 	struct pyskl_registered *registration;
@@ -806,7 +812,7 @@ __noinline int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64
 }
 
 /* Tell those who listen what was decided. */
-__noinline int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, __u32 reason, int slot)
+OF_CONTEXT int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, __u32 reason, int slot)
 {
 	struct pyskl_event event = {};
 	struct pyskl_filter *filter;
@@ -837,7 +843,7 @@ __noinline int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, 
 #define CHOICE(reason, slot) ((__u64)(reason) << 32 | (__u32)(slot))
 
 /* Select one of the sockets of a label for a family and protocol. The reason and the slot, which is -1 for none. */
-__noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kind, __u32 explains)
+OF_CONTEXT __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kind, __u32 explains)
 {
 	__u64 flow = 0, policy, slots, label_epoch = 0, flags = explains ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0;
 	struct pyskl_group *group;
@@ -935,9 +941,10 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 
 		return SK_PASS;
 	if (only->key[kind] && !(kind & 1 && shared->sticky) &&
 	    select(ctx, &sockets, only->key[kind], decision ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0))
-		choice = CHOICE(PYSKL_SELECTED, only->key[kind] & (PYSKL_SLOTS - 1)) + (found >> 48 << 31);
+		choice = CHOICE(PYSKL_SELECTED, only->key[kind] & (PYSKL_SLOTS - 1));
 	else
 		choice = select_among(ctx, number, kind, !!decision);
+	choice += found >> 48 << 31; /* likewise */
 	if (decision) {
 		decision->reason = choice >> 32;
 		decision->label = number;

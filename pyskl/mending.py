@@ -16,10 +16,9 @@ from pyskl.errors import Damaged, NoSuchPin
 from pyskl.link import Link
 from pyskl.maps import Map
 from pyskl.netns import NetNS
-from pyskl.object import BpfObject
 from pyskl.pinned import ASKING, NEW, PROGRAMS, TABLE, finish_upgrade, is_made_for
 from pyskl.program import Program
-from pyskl.store import EXPLAIN, MAPS, OBJECT, PROGRAM
+from pyskl.store import EXPLAIN, MAPS, PROGRAM, load_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +150,6 @@ class _Mending:
             os.mkdir(os.path.join(self._name, ASKING), 0o700)
             yield f"made the folder {ASKING!r} again"
         if not self._there(PROGRAMS[EXPLAIN]):
-            with BpfObject.load(OBJECT, programs=(EXPLAIN,), reuse={each: self._maps[each] for each in MAPS}) as loaded:
+            with load_object(programs=(EXPLAIN,), reuse={each: self._maps[each] for each in MAPS}) as loaded:
                 self._pin(loaded.programs[EXPLAIN], PROGRAMS[EXPLAIN])
             yield "loaded the program that explains again"

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pyskl import _sys, capabilities
-from pyskl.errors import BpfError
+from pyskl.errors import BpfError, VerifierError
 from pyskl.maps import LruHashMap
 from pyskl.netns import NetNS, netns_fd
 from pyskl.object import BpfObject
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from pyskl.netns import NetNSLike
     from pyskl.program import Program
 
-OBJECT = os.path.join(os.path.dirname(__file__), "bpf", "dispatcher.bpf.o")
+_FOLDER = os.path.join(os.path.dirname(__file__), "bpf")
+# The second for kernels whose verifier does not take the first: 5.10.
+_OBJECTS = [os.path.join(_FOLDER, f"{name}.bpf.o") for name in ("dispatcher", "dispatcher_static")]
 PROGRAM, EXPLAIN = "dispatch", "explain"
 SLOTS = 64
 # What programs of all versions share, if they have the same ABI.
@@ -61,6 +63,21 @@ _FLOWS = 1 << 17  # in each: an LRU map lets go of some before it is full
 ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, NETNS_INODE = range(8)
 
 
+def load_object(**options: Any) -> BpfObject:
+    """Load the dispatcher's object as `BpfObject.load` does, in the form that this kernel takes.
+
+    Raises:
+        VerifierError: it takes none.
+    """
+    first, second = _OBJECTS
+    try:
+        return BpfObject.load(first, **options)
+    except VerifierError as error:
+        with contextlib.suppress(VerifierError):
+            return BpfObject.load(second, **options)
+        raise error from None
+
+
 def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
     """Load the programs, and make their maps for a namespace; there is no table yet.
 
@@ -69,8 +86,7 @@ def load(netns: NetNS, max_labels: int, max_sockets: int) -> BpfObject:
         NotSupported: the kernel has no sk_lookup.
     """
     room = max_sockets + 1  # group 0 is none, as label 0 is
-    loaded = BpfObject.load(
-        OBJECT,
+    loaded = load_object(
         max_entries={
             "alone": max_labels + 1,
             "labels": max_labels + 1,
@@ -222,7 +238,7 @@ class Store:
 
     def new_programs(self) -> dict[str, Program]:
         """Load the programs of this version, over the same maps."""
-        with BpfObject.load(OBJECT, reuse={name: self.maps[name] for name in MAPS}) as loaded:
+        with load_object(reuse={name: self.maps[name] for name in MAPS}) as loaded:
             return dict(loaded.programs)
 
     def upgrade(self) -> None:
