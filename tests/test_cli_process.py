@@ -162,7 +162,7 @@ def _has_open(pid: int, path: str) -> bool:
 
 
 def test_busy_names_the_holder(tool: Tool) -> None:
-    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(flush=True); input()"
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), 2); print(flush=True); input()"
     holder = support.child(code, tool.path)
     try:
         holder.stdout.readline()
@@ -652,7 +652,11 @@ def test_run_passes_signals_on_and_the_status_back(netns: pyskl.NetNS) -> None:
 def test_run_does_not_repeat_what_the_terminal_said(netns: pyskl.NetNS) -> None:
     """Ctrl-C reaches the whole foreground: the program gets it once."""
     leader, follower = pty.openpty()
-    code = "import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); import sys; os.execv(sys.argv[1], sys.argv[1:])"
+    code = """if True:
+        import fcntl, os, sys, termios
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.execv(sys.argv[1], sys.argv[1:])"""
     inner = [*COMMAND, "run", "--tcp", "192.0.2.0/24", "--", sys.executable, "-I", "-c", SIGNALS]
     with start(netns, sys.executable, "-I", "-c", code, *inner, stdin=follower) as process:
         os.close(follower)
@@ -699,7 +703,11 @@ def _broken(folder: Path) -> Path:
 
 
 def test_run_stdio(netns: pyskl.NetNS) -> None:
-    code = "import os, sys; print(os.environ['REMOTE_ADDR'], os.environ['REMOTE_PORT'], sys.stdin.readline(), end='', flush=True); sys.stdin.readline()"
+    code = """if True:
+        import os, sys
+        peer = os.environ["REMOTE_ADDR"], os.environ["REMOTE_PORT"]
+        print(*peer, sys.stdin.readline(), end="", flush=True)
+        sys.stdin.readline()"""
     command = [
         *COMMAND,
         "run",

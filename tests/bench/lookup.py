@@ -2,10 +2,10 @@
 """Measure look-ups: python -P tests/bench/lookup.py [--quick] [--json FILE] [--plot FILE.svg], as root, with clang.
 
 What a question costs the dispatcher's own code (bpf/dispatcher.bpf.c, included by lookup.bpf.c), in nanoseconds of
-BPF_PROG_TEST_RUN, beside: nothing asked; a socket selected and counted without a search; the same after one line of memory
-that is in no cache, the least that any table can take; and the reference, two look-ups in an LPM trie. All run in turns,
-once loaded with every capability (the goals are for that) and once with CAP_BPF and CAP_NET_ADMIN alone, where the verifier
-adds its barriers. Each figure is the median of the rounds, with the quartiles in the JSON.
+BPF_PROG_TEST_RUN, beside: nothing asked; a socket selected and counted without a search; the same after one line of
+memory that is in no cache, the least that any table can take; and the reference, two look-ups in an LPM trie. All run
+in turns, once loaded with every capability (the goals are for that) and once with CAP_BPF and CAP_NET_ADMIN alone,
+where the verifier adds its barriers. Each figure is the median of the rounds, with the quartiles in the JSON.
 
 Mixtures, each of both families, of IPv4 and of IPv6 alone:
     realistic: 7/10 IPv4 addresses with one port, 2/10 IPv4 /24, 1/20 IPv6 addresses, 1/20 IPv6 /64
@@ -27,14 +27,12 @@ import contextlib
 import ctypes
 import json
 import math
-import os
 import platform
 import random
 import socket
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,7 +79,7 @@ class Question(NamedTuple):
     port: int
 
 
-# -- what is bound, and what is asked ------------------------------------------------------------------------------------
+# -- what is bound, and what is asked --------------------------------------------------------------------------------
 
 
 def realistic(rnd: random.Random, count: int, families: Sequence[int]) -> Iterator[Entry]:
@@ -373,7 +371,7 @@ class Subject:
         """Let all programs take turns."""
         rnd = random.Random(1)
         figures: dict[tuple[str, str], list[float]] = {key: [] for key in self.programs}
-        for turn in range(rounds):
+        for _ in range(rounds):
             self.draw(rnd.randrange(self.count) if hot else 0, 1 if hot else self.count)
             for key, program in self.programs.items():
                 repeat = 20_000 if key[1] == "reference" else 50_000
