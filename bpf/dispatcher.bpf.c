@@ -504,7 +504,7 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, _
 		if (!line)
 			return 0;
 		word = (i & 3) * 2 + shorter;
-		barrier_var(word); /* the verifier of 5.10 follows no bounds through the sum of two */
+		barrier_var(word); /* or the mask is left out, and 5.10's verifier follows no bounds through the sum */
 		candidates &= line->words[word & 7] | (within & above) | (of_shorter & (within | above));
 	}
 	return candidates;
@@ -927,7 +927,7 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 
 	struct pyskl_alone *only;
 	struct pyskl_state *shared;
 	__u32 number = found, at;
-	__u64 choice;
+	__u64 choice, event;
 
 	if (!number) {
 		if (decision)
@@ -954,8 +954,10 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 
 		if (shared->tracing)
 			trace(ctx, shared->tracing, (__u64)kind << 32 | number, choice >> 32, choice);
 		count = look_up(&counters, &at, number);
+		event = kind + (choice >> 31 & 1) * PYSKL_GROUPS;
+		barrier_var(event); /* see narrow6() */
 		if (count)
-			count->events[(kind + (choice >> 31 & 1) * PYSKL_GROUPS) & 7]++;
+			count->events[event & 7]++;
 	}
 	return choice >> 32 == PYSKL_REFUSED ? SK_DROP : SK_PASS;
 }
