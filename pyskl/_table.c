@@ -55,6 +55,41 @@ void pyskl_bindings_by_precedence(struct pyskl_binding *bindings, int64_t count)
 	qsort(bindings, count, sizeof(*bindings), by_precedence);
 }
 
+#define MANY 65536 /* bindings, for which buckets are worth their memory */
+
+/* Sort by place: first into buckets by the beginning of an address, which is most of the work, then each of these. */
+static int sort_by_place(struct pyskl_binding *bindings, int64_t count)
+{
+	enum { BITS = 16, BUCKETS = 4 << BITS };
+	struct pyskl_binding *sorted = malloc(count * sizeof(*sorted));
+	int64_t *ends = calloc(BUCKETS, sizeof(*ends)), i, end = 0, start = 0;
+
+#define BUCKET(of) (((of).family * 2u + (of).protocol) << BITS | (of).hi >> (64 - BITS))
+	if (!sorted || !ends) {
+		free(sorted);
+		free(ends);
+		return -ENOMEM;
+	}
+	for (i = 0; i < count; i++)
+		ends[BUCKET(bindings[i])]++;
+	for (i = 0; i < BUCKETS; i++) {
+		int64_t size = ends[i];
+
+		ends[i] = end;
+		end += size;
+	}
+	for (i = 0; i < count; i++)
+		sorted[ends[BUCKET(bindings[i])]++] = bindings[i];
+	for (i = 0; i < BUCKETS; start = ends[i++])
+		if (ends[i] - start > 1)
+			qsort(&sorted[start], ends[i] - start, sizeof(*sorted), by_place);
+#undef BUCKET
+	memcpy(bindings, sorted, count * sizeof(*sorted));
+	free(sorted);
+	free(ends);
+	return 0;
+}
+
 /* Sort bindings by family, protocol, prefix and ports, drop those that are there twice, and look for two that contradict
  * each other. How many are left; or -1, and which two. */
 int64_t pyskl_bindings_prepare(struct pyskl_binding *bindings, int64_t count, int64_t *conflict)
@@ -67,8 +102,12 @@ int64_t pyskl_bindings_prepare(struct pyskl_binding *bindings, int64_t count, in
 	for (i = 1; i < count; i++)
 		if (by_place(&bindings[i - 1], &bindings[i]) > 0)
 			break;
-	if (i < count)
+	if (i < count && count < MANY) {
 		qsort(bindings, count, sizeof(*bindings), by_place);
+	} else if (i < count && sort_by_place(bindings, count)) {
+		free(open);
+		return -ENOMEM;
+	}
 	for (i = 0; i < count; i++) {
 		const struct pyskl_binding *this = &bindings[i];
 
