@@ -59,7 +59,7 @@ def _metrics() -> Any:
     try:
         from pyskl import metrics  # noqa: PLC0415 - of an extra of its own
     except ModuleNotFoundError as error:
-        if error.name != "prometheus_client":
+        if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
         raise Refused("metrics needs prometheus-client", "pip install 'pyskl[metrics]'") from None
     return metrics

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import pyskl
 from pyskl import cli, cli_output
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 
 
 class Result(NamedTuple):

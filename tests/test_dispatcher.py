@@ -15,7 +15,7 @@ from support import TIMEOUT
 import pyskl
 from pyskl import Binding, Dispatcher
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 WHOLE = "PYSKL_TEST_WHOLE" in os.environ
 
 

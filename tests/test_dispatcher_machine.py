@@ -27,7 +27,7 @@ from oracle import Rule
 import pyskl
 from pyskl import Binding, Dispatcher, Policy, Protocol, Verdict
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 
 # Few of each, so that they meet.
 LABELS = st.sampled_from(["a", "é", "d" * 255])

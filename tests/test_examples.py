@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from support import TIMEOUT, certificate, eventually, new_socket, tcp_client
 
-pytestmark = pytest.mark.needs("sk_lookup", "sockmap", "netns_link")
+pytestmark = [pytest.mark.needs("sk_lookup", "sockmap", "netns_link"), pytest.mark.slow]
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
 V4, V6 = "192.0.2.0/24", "2001:db8::/64"
 

@@ -17,7 +17,7 @@ import support
 import pyskl
 from pyskl import Dispatcher
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 KILLS = 1000 if "PYSKL_TEST_WHOLE" in os.environ else 15
 
 # What it says before and after each call is the state as it must be then.

@@ -15,7 +15,7 @@ import support
 import pyskl
 from pyskl import Binding, Dispatcher
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 FORK = multiprocessing.get_context("fork")
 WEB, API = Binding("web", "tcp", "192.0.2.0/24", 80), Binding("api", "udp", "2001:db8::/64", "1-99")
 

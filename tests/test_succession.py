@@ -15,7 +15,7 @@ from support import LOAD, V4, Load, ask_tcp, ask_udp, child, kill, new_socket, r
 
 import pyskl
 
-pytestmark = pytest.mark.needs("sk_lookup", "sockmap", "netns_link")
+pytestmark = [pytest.mark.needs("sk_lookup", "sockmap", "netns_link"), pytest.mark.slow]
 GENERATIONS = int(os.environ.get("PYSKL_TEST_GENERATIONS", "8"))
 
 _SERVER = """
