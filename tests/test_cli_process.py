@@ -212,7 +212,7 @@ def test_a_terminal_of_80_columns(tool: Tool) -> None:
                 lines = [line for line in text.splitlines() if "$ " not in line and "path " not in line]
                 assert all(len(line) <= 80 for line in lines), text
                 assert "".join(line[:1] for line in lines)
-                assert label[:12] in text
+                assert label[:12] in text or verb == "doctor"
 
 
 def test_progress_of_long_work(tool: Tool, tmp_path: Path) -> None:
@@ -504,12 +504,11 @@ def test_hold(tool: Tool, tmp_path: Path) -> None:
         with pyskl.Dispatcher.open(tool.path, read_only=True) as dispatcher:
             assert dispatcher.status().keepers == 1
             with (
-                support.unanswered(tool.ns, "192.0.2.1", 80),
                 support.tcp_listener(tool.ns) as sock,
                 opened(tool) as writer,
+                support.unanswered(tool.ns, "192.0.2.1", 80),
             ):
                 writer.register("web", sock)
-                assert support.readable(sock)  # the SYN that came again
         assert end(process, signal.SIGTERM) == (0, f'{{\n"path": "{tool.path}",\n"keepers": 1\n}}\n', "")
         with pyskl.Dispatcher.open(tool.path, read_only=True) as dispatcher:
             assert dispatcher.status().keepers == 1  # what the service manager keeps
@@ -550,7 +549,7 @@ def hold_with(tool: Tool, fds: list[int], name: str, environment: dict[str, str]
     script = f'export LISTEN_PID=$$ LISTEN_FDS={len(fds)} LISTEN_FDNAMES={names}; exec "$@"'
     words = ["sh", "-c", script, "sh", *COMMAND, "hold", "--path", tool.path]
     try:
-        return start(tool.ns, *words, env=environment, preexec_fn=place, pass_fds=[*copies, *range(3, 3 + len(fds))])
+        return start(tool.ns, *words, env=environment, preexec_fn=place, pass_fds=range(3, 3 + len(fds)))
     finally:
         for copy in copies:
             os.close(copy)
@@ -614,11 +613,13 @@ def test_run_gives_one_socket_for_both_families(netns: pyskl.NetNS) -> None:
     assert not pyskl.links(netns)
 
 
-@pytest.mark.parametrize(("prefix", "host"), [("192.0.2.0/24", "192.0.2.7"), ("2001:db8::/32", "2001:db8::7")])
+@pytest.mark.parametrize(("prefix", "host"), [("192.0.2.0/24", "192.0.2.7"), ("2001:db8::/64", "2001:db8::7")])
 def test_run_of_one_family_and_both_protocols(netns: pyskl.NetNS, prefix: str, host: str) -> None:
     with running(netns, "--tcp", prefix, "--udp", prefix) as process:
         assert process.stdout.readline() == "tcp:udp 2\n"
         with support.new_socket(netns, support.family_of(host), socket.SOCK_DGRAM) as client:
+            client.bind(("198.51.100.1" if "." in host else "2001:db8:1::1", 0))  # not steered, as the answer would be
+            client.settimeout(support.TIMEOUT)
             client.sendto(b"?", (host, 5353))
             assert client.recv(10) == b"?"
         assert ask(netns, host, 80) == host
