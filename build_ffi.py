@@ -173,8 +173,7 @@ int pyskl_mute(int socket);
 
 # What the dispatcher's programs share with user space: bpf/abi.h without its include guard.
 ABI = (
-    "typedef uint64_t __u64; typedef uint32_t __u32; typedef int32_t __s32;"
-    "typedef uint16_t __u16; typedef uint8_t __u8;\n"
+    "typedef int... __u64; typedef int... __u32; typedef int... __s32; typedef int... __u16; typedef int... __u8;\n"
     + "".join(
         line
         for line in (HERE / "bpf/abi.h").read_text().splitlines(keepends=True)
@@ -231,11 +230,15 @@ def byte_order() -> str:
 
 class build_ext(_build_ext):
     def get_source_files(self) -> list[str]:
-        """Name what setuptools can't guess, so that the sdist is complete."""
+        """Name what setuptools can't guess, so that the sdist is complete: what git has, or an unpacked sdist."""
+        if (HERE / ".git").exists() and shutil.which("git"):
+            listed = subprocess.run(["git", "ls-files", "-z"], cwd=HERE, capture_output=True, text=True, check=False)
+            if not listed.returncode:
+                return [name for name in listed.stdout.split("\0") if name and (HERE / name).is_file()]
         folders = (".ci", "bpf", "ci", "docs", "pyskl", "tests")
         files = (path for folder in folders for path in (HERE / folder).rglob("*") if path.is_file())
         kept = (path for path in files if path.suffix not in {".o", ".so", ".pyc"})
-        return ["build_ffi.py", *sorted(str(path.relative_to(HERE)) for path in kept)]
+        return [".gitignore", "build_ffi.py", *sorted(str(path.relative_to(HERE)) for path in kept)]
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -276,3 +279,8 @@ class bdist_wheel(_bdist_wheel):
     def finalize_options(self) -> None:
         self.py_limited_api = STABLE_ABI or False
         super().finalize_options()
+
+    def run(self) -> None:
+        """Build from nothing: setuptools would ship a module that an earlier build left and that is no more."""
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()

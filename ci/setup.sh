@@ -8,6 +8,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { printf '\033[1m== %s\033[0m\n' "$*"; }
 
+install_packages() {
+    [ $# -eq 0 ] && return
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "error: missing, and installed by root on Debian alone: $*" >&2
+        exit 1
+    fi
+    say "apt-get install $*"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# The packages of commands that are not there, each as command:package.
+install_commands() {
+    local pair missing=()
+    for pair; do
+        PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    install_packages "${missing[@]}"
+}
+
 # Packages by a file that each has, so that nothing is asked of apt where all are there.
 install_missing() {
     local missing=()
@@ -26,14 +46,7 @@ install_missing() {
 /usr/lib/python3*/ensurepip python3-venv
 /usr/include/python3*/Python.h python3-dev
 FILES
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "error: missing, and installed by root on Debian alone: ${missing[*]}" >&2
-        exit 1
-    fi
-    say "apt-get install ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    install_packages "${missing[@]}"
 }
 
 # Everything that the wheel is made from, as one hash.
