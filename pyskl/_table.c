@@ -624,7 +624,7 @@ static void announce(void *memory, const struct pyskl_binding *group, int64_t co
 static void admit(void *memory, const struct pyskl_binding *group, int64_t count)
 {
 	struct pyskl_family *family = family_of(memory, group->family);
-	uint64_t hash = hash_of(family, group), bits = 0, *word = &family->few;
+	uint64_t hash = hash_of(family, group), bits = 0, *word = (uint64_t *)&family->few;
 	int64_t i;
 
 	for (i = 0; i < count; i++) {
