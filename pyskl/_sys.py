@@ -14,7 +14,14 @@ import struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pyskl import capabilities
-from pyskl._libbpf import ffi, lib
+
+try:
+    from pyskl._libbpf import ffi, lib
+except ImportError as error:
+    if "libbpf.so" not in str(error):
+        raise
+    words = f"{error}: install libbpf 1.1 or later (apt-get install libbpf1; Fedora: dnf install libbpf)"
+    raise ImportError(words, name=error.name, path=error.path) from None
 from pyskl.enums import AttachType, MapType, ProgramType
 from pyskl.errors import (
     BpfError,

@@ -97,3 +97,23 @@ def test_the_package_ships_what_it_needs_and_no_source_of_c() -> None:
     names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     assert {"py.typed", "_libbpf.pyi", "bpf/redirect.bpf.o"} <= names
     assert not [name for name in names if name.endswith((".c", ".h"))]
+
+
+def test_what_to_install_is_said_where_libbpf_is_missing(tmp_path: Path) -> None:
+    """An import that asks for a libbpf that no machine has."""
+    package = tmp_path / "pyskl"
+    shutil.copytree(Path(pyskl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (library,) = package.glob("_libbpf*.so")
+    if b"libbpf.so.1" not in (image := library.read_bytes()):
+        pytest.skip("libbpf is inside the extension")
+    library.write_bytes(image.replace(b"libbpf.so.1", b"libbpf.so.0"))
+    ran = subprocess.run(
+        [sys.executable, "-c", "from pyskl import Program"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: libbpf.so.0: ")
+    assert "apt-get install libbpf1" in last
