@@ -238,8 +238,8 @@ def build(archive: Path, machine: str) -> Path:
 # --- what it is accompanied by --------------------------------------------------------------------------------------
 
 
-def bill_of_materials() -> dict[str, Any]:
-    """Tell in the form of CycloneDX what is in a wheel."""
+def bill_of_materials() -> str:
+    """Tell in the form of CycloneDX what is in each wheel."""
 
     def component(name: str, number: str, terms: str, purl: str, **more: Any) -> dict[str, Any]:
         fixed = {"type": "library", "bom-ref": purl, "name": name, "version": number}
@@ -258,7 +258,7 @@ def bill_of_materials() -> dict[str, Any]:
     own = component(
         PROJECT["name"], PROJECT["version"], PROJECT["license"], f"pkg:pypi/{PROJECT['name']}@{PROJECT['version']}"
     )
-    return {
+    bom = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
@@ -266,6 +266,7 @@ def bill_of_materials() -> dict[str, Any]:
         "components": inside,
         "dependencies": [{"ref": own["purl"], "dependsOn": [each["purl"] for each in inside]}],
     }
+    return json.dumps(bom, indent=1) + "\n"
 
 
 class Zopfli:
@@ -315,7 +316,7 @@ def complete(wheel: Path, out: Path) -> Path:
             members[f"{info}/licenses/{name}"] = (fetch(library) / text).read_bytes()
             metadata = metadata.replace("License-File: LICENSE\n", f"License-File: LICENSE\nLicense-File: {name}\n", 1)
     members[f"{info}/METADATA"] = metadata.encode()
-    members[f"{info}/sboms/{PROJECT['name']}.cdx.json"] = json.dumps(bill_of_materials(), indent=1).encode()
+    members[f"{info}/sboms/{PROJECT['name']}.cdx.json"] = bill_of_materials().encode()
     pack(members, record, out / wheel.name)
     return out / wheel.name
 
@@ -369,6 +370,7 @@ def main() -> None:
         again.mkdir()
         if make(machines, again) != sums:
             fail(f"the wheels in {again} are not those in {out}")
+    (out / f"{PROJECT['name']}-{PROJECT['version']}.cdx.json").write_text(bill_of_materials())
     say(f"done in {time.monotonic() - begun:.0f} s")
 
 
