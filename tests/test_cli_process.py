@@ -618,6 +618,7 @@ def test_run_of_one_family_and_both_protocols(netns: pyskl.NetNS, prefix: str, h
     with running(netns, "--tcp", prefix, "--udp", prefix) as process:
         assert process.stdout.readline() == "tcp:udp 2\n"
         with support.new_socket(netns, support.family_of(host), socket.SOCK_DGRAM) as client:
+            client.setsockopt(socket.IPPROTO_IPV6, support.IPV6_FREEBIND, 1) if ":" in host else None
             client.bind(("198.51.100.1" if "." in host else "2001:db8:1::1", 0))  # not steered, as the answer would be
             client.settimeout(support.TIMEOUT)
             client.sendto(b"?", (host, 5353))
