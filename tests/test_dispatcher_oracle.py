@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterator
 
 import oracle
+import pytest
 import support
 from oracle import ANYWHERE, DOCUMENTATION, Question, Rule
 
@@ -30,7 +31,7 @@ SIZES = [0, 1, 2, *[5, 20, 60] * 4, 200, 1000]  # of tables
 LABELS = ["web", "api", "dns", "é", "x" * 255, "empty", "empty too", "a b"]
 SERVED = LABELS[:4]  # these have sockets
 
-pytestmark = support.needs("sk_lookup")
+pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
 
 
 def seeds(count: int) -> Iterator[int]:
