@@ -298,7 +298,8 @@ def _own_addresses(bound: _Bound) -> Iterator[Check]:
     """Look for bindings that catch what is for this host itself."""
     caught = []
     for address in sorted(set(routes.own_addresses()), key=lambda each: (each.version, each)):
-        owner = next((binding for binding in bound.all if address in binding.prefix), None)
+        owners = (binding for binding in bound.all if address in binding.prefix)
+        owner = min(owners, key=lambda binding: binding.ports is not None, default=None)  # one of all ports, if any
         if owner is not None:
             caught.append((address, owner))
     wide = [(address, binding) for address, binding in caught if binding.ports is None]
