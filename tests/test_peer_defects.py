@@ -1,7 +1,7 @@
 """What goes wrong in another dispatcher (tubular), each done its way here.
 
-Others are held where their subject is: a namespace made again, missing pins, the lock and its holder in test_pinned, kill -9
-in test_killed, labels that come and go and the death of a reuseport member in test_dispatcher.
+Others are held where their subject is: a namespace made again, missing pins, the lock and its holder in test_pinned,
+kill -9 in test_killed, labels that come and go and the death of a reuseport member in test_dispatcher.
 """
 
 import socket
@@ -10,7 +10,6 @@ import pytest
 import support
 from support import TIMEOUT
 
-import pyskl
 from pyskl import Dispatcher
 
 pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
