@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, SupportsIndex, TypeAlias, final, overload
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, SupportsIndex, TypeAlias, final, overload
 
 from pyskl.address import parse_protocol
 from pyskl.enums import Protocol
@@ -376,7 +376,7 @@ class Bindings(Sequence[Binding]):
     """
 
     __slots__ = ("_labels", "_records")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment] # it is as the list that it stands for
 
     def __init__(self, records: bytes | bytearray, labels: Mapping[int, str]) -> None:
         """Take structs pyskl_binding, one after the other, and what their labels' numbers mean."""

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     Verb = TypeVar("Verb", bound=Callable[..., int | None])
 
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any, Any]
+else:
+    _ParamType = click.ParamType  # which older versions have without parameters
+
+
 def count(number: int, one: str, several: str) -> str:
     """Say how many."""
     return f"{number} {one if number == 1 else several}"
@@ -40,8 +46,8 @@ class Request:
     def __init__(self, options: dict[str, Any]) -> None:
         self._path: str | None = options.get("path")
         self._netns: str | None = options.get("netns")
-        self.json = bool(options.get("json"))
-        self.quiet = bool(options.get("quiet"))
+        self.json: bool = bool(options.get("json"))
+        self.quiet: bool = bool(options.get("quiet"))
 
     @property
     def has_path(self) -> bool:
@@ -204,7 +210,7 @@ def verb(name: str, **how: Any) -> Callable[[Verb], Verb]:
     return decorate
 
 
-class Checked(click.ParamType):  # type: ignore[type-arg] # it has none in older versions
+class Checked(_ParamType):
     """An argument that one of pyskl's own functions checks."""
 
     def __init__(

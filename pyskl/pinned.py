@@ -55,7 +55,8 @@ class PinnedStore(Store):
         read_only: bool,
         timeout: float,
     ) -> None:
-        self.path = self._name = path
+        self.path: str | None = path
+        self._name = path
         self.read_only = read_only
         self._folder = folder
         self._timeout = timeout

@@ -133,13 +133,13 @@ class Store:
         table: Table,
     ) -> None:
         self.netns = netns
-        self.programs = dict(programs)
-        self.maps = dict(maps)
+        self.programs: dict[str, Program] = dict(programs)
+        self.maps: dict[str, Map[Any, Any]] = dict(maps)
         self.link = link
         self._table = table
         self._lock = threading.RLock()
         self._copies: dict[str, memoryview] = {}
-        self.state = self.memory("state").cast("Q")
+        self.state: memoryview = self.memory("state").cast("Q")
 
     def memory(self, name: str) -> memoryview:
         """Give the memory of a map; that of one which this user may only read is a copy, until `refresh` is called."""
