@@ -48,6 +48,7 @@ def limited(unit):
 
 
 @support.needs("sk_lookup")
+@pytest.mark.slow  # on an emulated Linux 5.10 one of its services was not ready within 30 seconds
 def test_each_has_the_privileges_that_it_needs(netns, tmp_path):
     (tmp_path / "bindings.toml").write_text('bindings = [{label = "web", protocol = "tcp", prefix = "192.0.2.0/24"}]\n')
     texts = {unit.name: unit.read_text() for unit in UNITS}
