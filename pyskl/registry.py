@@ -231,8 +231,18 @@ class Registry:
         return any(self._labels[label * GROUPS : (label + 1) * GROUPS])
 
     def dead(self, label: int) -> Iterator[Slot]:
-        """List the slots of a label whose socket is closed."""
-        return (slot for slot in self.filled(label) if not self.cookie(slot.place))
+        """List the slots of a label whose socket is closed, and where no sibling lives that clients reach instead."""
+        return (
+            slot
+            for slot in self.filled(label)
+            if not self.cookie(slot.place) and not self._has_siblings(slot.place // SLOTS)
+        )
+
+    def _has_siblings(self, group: int) -> bool:
+        for number in range(SLOTS):
+            with contextlib.suppress(KeyError):
+                return bool(self._siblings[group * SLOTS + number])
+        return False
 
 
 def _pack(facts: Steerable) -> bytes:
