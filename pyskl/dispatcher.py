@@ -609,13 +609,13 @@ class Dispatcher(Closable):
     def _unused(self, table: Table) -> set[int]:
         """Take back the numbers of labels that nothing holds any more, when there are none left."""
         names = self._labels.names()
-        self._registry.forget(names)
         used = self._used_by(table.scan())
-        unused = {
-            number
-            for number in names
-            if number not in used and not self._registry.has_groups(number) and not table.policy(number)
-        }
+        idle = [number for number in names if number not in used and not table.policy(number)]
+        for number in idle:
+            for slot in list(self._registry.dead(number)):
+                self._registry.empty(slot)
+        self._registry.forget(names)
+        unused = {number for number in idle if not self._registry.has_groups(number)}
         self._store.synchronize()
         for number in unused:
             self.maps["counters"][number] = (bytes(_EVENTS.size),) * _sys.possible_cpus()
