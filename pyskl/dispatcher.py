@@ -186,12 +186,15 @@ class Dispatcher(Closable):
         return mending.repair(path, timeout=timeout)
 
     def unload(self) -> None:
-        """Detach the program for all, remove what is pinned, and close."""
-        store = self._open()
-        if store.path is not None:
-            PinnedStore.remove(store.path, timeout=_TIMEOUT)
-        else:
-            store.attached().detach()
+        """Detach the program for all, remove what is pinned, and close.
+
+        Raises:
+            NotLoaded: it was unloaded already; what somebody made in its place since stays.
+            Busy: another process held the lock for too long.
+            BpfError: it was opened for reading alone (EACCES).
+            PermissionError: this user may not.
+        """
+        self._open().unload()
         self.close()
 
     def upgrade(self) -> None:

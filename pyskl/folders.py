@@ -142,6 +142,13 @@ def clean_up(name: str) -> None:
                         os.close(folder)
 
 
+def take_away(name: str) -> None:
+    """Remove a folder whose lock the caller holds: at once for all, then piece by piece."""
+    going = beside(name)
+    os.rename(name, going)
+    remove(going)
+
+
 def remove(path: str) -> None:
     """Detach the link of a folder, and remove all that is in it."""
     with contextlib.suppress(BpfError, TypeError), Link.from_pin(os.path.join(path, LINK)) as link:

@@ -170,9 +170,7 @@ class PinnedStore(Store):
         try:
             folders.lock(folder, name, timeout)
             folders.check_there(folder, name)
-            going = folders.beside(name)
-            os.rename(name, going)
-            folders.remove(going)
+            folders.take_away(name)
         finally:
             os.close(folder)
 
@@ -181,6 +179,12 @@ class PinnedStore(Store):
     @contextlib.contextmanager
     def writing(self) -> Iterator[Table]:
         """Hold the lock, and have the table that is in force."""
+        with self._locked():
+            yield self.table()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of those who change something."""
         if self.read_only:
             raise BpfError(
                 errno.EACCES, os.strerror(errno.EACCES), call="flock", hint="it was opened for reading alone"
@@ -189,7 +193,7 @@ class PinnedStore(Store):
             folders.lock(self._folder, self._name, self._timeout)
             try:
                 folders.check_there(self._folder, self._name)
-                yield self.table()
+                yield
             finally:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
 
@@ -243,6 +247,11 @@ class PinnedStore(Store):
             except BaseException:
                 finish_upgrade(self._name, self.attached())
                 raise
+
+    def unload(self) -> None:
+        """Detach and remove just this one."""
+        with self._locked():
+            folders.take_away(self._name)
 
     def close(self) -> None:
         """Close what this process has open of it."""

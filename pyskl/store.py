@@ -207,6 +207,10 @@ class Store:
             unless_done.pop_all()
         return made
 
+    def unload(self) -> None:
+        """Detach the program."""
+        self.attached().detach()
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[Table]:
         """Hold the lock of those who change something, and have the table that is in force."""

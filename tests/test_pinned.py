@@ -83,6 +83,20 @@ def test_a_second_one_at_the_path(path, d):
     assert not [name for name in os.listdir(os.path.dirname(path)) if "~" in name]
 
 
+def test_unload_removes_no_other_than_its_own(path, d):
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    Dispatcher.remove(path)
+    with Dispatcher.create(path=path) as new:
+        new.replace([API])
+        for call in (d.unload, lambda: d.bind("a", "tcp", "::/0"), d.upgrade):
+            with pytest.raises(pyskl.NotLoaded, match="unloaded"):
+                call()
+        with Dispatcher.open(path) as opened:
+            assert list(opened.bindings()) == list(new.bindings()) == [API]
+        new.unload()
+    assert pyskl.query() == ()
+
+
 @pytest.mark.parametrize("name", ["a.b", "a~b"])
 def test_a_name_that_bpffs_does_not_take(bpffs, name):
     with pytest.raises(ValueError, match="name"):
@@ -108,6 +122,7 @@ def test_who_only_reads_changes_nothing(path, d):
             lambda: reader.register("a", server),
             lambda: reader.unregister("a"),
             reader.upgrade,
+            reader.unload,
             reader.events,
         ):
             with pytest.raises(OSError, match="reading"):
