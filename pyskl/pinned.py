@@ -201,7 +201,11 @@ class PinnedStore(Store):
     def explaining(self) -> Iterator[Table]:
         """Hold the lock of those who ask the program, and have the table that is in force."""
         with self._lock:
-            asking = os.open(os.path.join(self._name, ASKING), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                asking = os.open(os.path.join(self._name, ASKING), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                folders.check_there(self._folder, self._name)
+                raise _missing(self._name, ASKING) from None
             try:
                 fcntl.flock(asking, fcntl.LOCK_EX)
                 yield self.table()

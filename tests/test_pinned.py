@@ -178,6 +178,17 @@ def test_each_missing_pin_is_told_and_mended(path, d):
     assert Dispatcher.repair(path) == ()
 
 
+def test_who_asks_is_told_that_the_lock_of_those_who_ask_is_missing_or_that_all_is_gone(path, d):
+    os.rmdir(f"{path}/asking")
+    with pytest.raises(pyskl.Damaged, match="asking"):
+        d.explain("tcp", ("192.0.2.1", 80))
+    assert len(Dispatcher.repair(path)) == 1
+    assert d.explain("tcp", ("192.0.2.1", 80)).reason == "unbound"
+    Dispatcher.remove(path)
+    with pytest.raises(pyskl.NotLoaded, match="unloaded"):
+        d.explain("tcp", ("192.0.2.1", 80))
+
+
 def test_foreign_files_and_a_severed_link_are_mended(path, d):
     d.replace([WEB])
     os.mkdir(f"{path}/foreign")
