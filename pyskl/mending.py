@@ -16,7 +16,7 @@ from pyskl.errors import Damaged, NoSuchPin
 from pyskl.link import Link
 from pyskl.maps import Map
 from pyskl.netns import NetNS
-from pyskl.pinned import ASKING, NEW, PROGRAMS, TABLE, finish_upgrade, is_made_for
+from pyskl.pinned import ASKING, NEW, PROGRAMS, TABLE, finish_upgrade, granted, is_made_for, set_modes
 from pyskl.program import Program
 from pyskl.store import EXPLAIN, MAPS, PROGRAM, load_object
 
@@ -42,7 +42,11 @@ def repair(path: StrPath, *, timeout: float) -> tuple[str, ...]:
         folders.lock(folder, name, timeout)
         folders.check_there(folder, name)
         with contextlib.ExitStack() as closing:
-            return tuple(_Mending(name, closing).steps())
+            group, group_sockets = granted(name)
+            done = tuple(_Mending(name, closing).steps())
+            if done:
+                set_modes(name, group, group_sockets=group_sockets)
+            return done
     finally:
         os.close(folder)
 

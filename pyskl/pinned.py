@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,9 @@ class PinnedStore(Store):
             for each, pin in PROGRAMS.items():
                 loaded.programs[each].pin(os.path.join(temporary, pin))
             os.mkdir(os.path.join(temporary, ASKING), 0o700)
-            _set_modes(temporary, group, group_sockets=group_sockets)
             link = unless_done.enter_context(loaded.programs[PROGRAM].attach(space))
             link.pin(os.path.join(temporary, folders.LINK))
-            os.chmod(os.path.join(temporary, folders.LINK), 0o600)
+            set_modes(temporary, group, group_sockets=group_sockets)
             folders.rename(temporary, name)
             maps = {each: pinned for each, pinned in loaded.maps.items() if each in MAPS}
             made = cls(name, folder, space, loaded.programs, maps, link, table, read_only=False, timeout=timeout)
@@ -268,11 +268,18 @@ class PinnedStore(Store):
 # --- pins -------------------------------------------------------------------------------------------------------------
 
 
-def _set_modes(folder: str, group: int | None, *, group_sockets: bool) -> None:
+def granted(folder: str) -> tuple[int | None, bool]:
+    """Tell the group that may read what is in a folder, None where none may, and whether it may register sockets."""
+    maps = [os.stat(os.path.join(folder, each)) for each in os.listdir(folder) if each in MAPS]
+    group = os.stat(folder).st_gid if any(each.st_mode & stat.S_IRGRP for each in maps) else None
+    return group, any(each.st_mode & stat.S_IWGRP for each in maps)
+
+
+def set_modes(folder: str, group: int | None, *, group_sockets: bool) -> None:
     """Let a group read, and register sockets where that was asked for; programs and the link are of the owner alone."""
     for each in os.listdir(folder):
         path = os.path.join(folder, each)
-        if each in PROGRAMS.values() or each == ASKING or group is None:
+        if each in {*PROGRAMS.values(), folders.LINK, ASKING} or group is None:
             mode = 0o700 if each == ASKING else 0o600
         else:
             mode = 0o660 if group_sockets and each in _OF_SOCKETS else 0o640

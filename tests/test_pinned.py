@@ -403,6 +403,22 @@ def test_a_member_of_the_group_reads_and_registers_where_that_was_granted(path, 
         assert state(d) == before
 
 
+@pytest.mark.parametrize("group", [{}, {"group": _GROUP}, {"group": _GROUP, "group_sockets": True}])
+def test_what_is_mended_has_the_rights_that_it_had(path, group):
+    def modes():
+        status = {pin: os.stat(f"{path}/{pin}") for pin in os.listdir(path)}
+        return {pin: (oct(each.st_mode), each.st_gid) for pin, each in status.items()}, oct(os.stat(path).st_mode)
+
+    with Dispatcher.create(path=path, **group) as d:
+        before = modes()
+        assert before[0]["program"][0][-3:] == before[0]["link"][0][-3:] == "600"
+        for pin in sorted(set(before[0])):
+            (os.rmdir if pin == "asking" else os.unlink)(f"{path}/{pin}")
+            assert Dispatcher.repair(path), pin
+            assert modes() == before, pin
+        d.link.detach()
+
+
 def test_nobody_else_may_anything(path):
     code = """if True:
         import os, sys
