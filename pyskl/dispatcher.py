@@ -179,6 +179,7 @@ class Dispatcher(Closable):
 
         Raises:
             NotLoaded: there is nothing.
+            Incompatible: another version made it.
             Damaged: it can't be mended.
             PermissionDenied: the process lacks CAP_SYS_ADMIN, which opening by id needs.
             Busy: another process held the lock for too long.

@@ -16,7 +16,7 @@ from pyskl.errors import Damaged, NoSuchPin
 from pyskl.link import Link
 from pyskl.maps import Map
 from pyskl.netns import NetNS
-from pyskl.pinned import ASKING, NEW, PROGRAMS, TABLE, finish_upgrade, granted, is_made_for, set_modes
+from pyskl.pinned import ASKING, NEW, PROGRAMS, TABLE, check_abi, finish_upgrade, granted, is_made_for, set_modes
 from pyskl.program import Program
 from pyskl.store import EXPLAIN, MAPS, PROGRAM, load_object
 
@@ -31,6 +31,7 @@ def repair(path: StrPath, *, timeout: float) -> tuple[str, ...]:
 
     Raises:
         NotLoaded: there is nothing.
+        Incompatible: another version made it.
         Damaged: it can't be mended.
         PermissionDenied: the process lacks CAP_SYS_ADMIN, which opening by id needs.
         Busy: another process held the lock for too long.
@@ -69,9 +70,9 @@ class _Mending:
 
     def steps(self) -> Iterator[str]:
         """Mend one thing after the other."""
-        yield from self._foreign()
         yield from self._programs()
         yield from self._missing_maps()
+        yield from self._foreign()
         yield from self._tables()
         yield from self._severed()
         yield from self._explaining()
@@ -116,6 +117,9 @@ class _Mending:
                 held[found.info.name] = found
         for each in sorted(MAPS - missing):
             self._maps[each] = self._open(Map, each)
+        state = self._maps.get("state", held.get("state"))
+        if state is not None:
+            check_abi(self._name, state)  # what of another version's is foreign, this one can't tell
         for each in sorted(missing):
             if each not in held:
                 raise Damaged(f"the map {each!r} of {self._name!r} is lost: unload it, and load it anew")

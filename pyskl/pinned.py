@@ -300,14 +300,18 @@ def _open_maps(name: str, unless_done: contextlib.ExitStack) -> dict[str, Map[An
         except NoSuchPin:
             raise _missing(name, each) from None
         if each == "state":
-            state: Any = maps[each]
-            abi = int.from_bytes(state[0][:8], sys.byteorder)
-            if abi != _sys.ABI:
-                raise Incompatible(
-                    f"the dispatcher at {name!r} has ABI {abi}, and this version of pyskl has {_sys.ABI}: "
-                    "unload it and load it anew"
-                )
+            check_abi(name, maps[each])
     return maps
+
+
+def check_abi(name: str, state: Any) -> None:
+    """See that a dispatcher has the maps of this version."""
+    abi = int.from_bytes(state[0][:8], sys.byteorder)
+    if abi != _sys.ABI:
+        raise Incompatible(
+            f"the dispatcher at {name!r} has ABI {abi}, and this version of pyskl has {_sys.ABI}: "
+            "unload it and load it anew"
+        )
 
 
 def _open_map(path: str) -> Map[Any, Any]:

@@ -153,8 +153,21 @@ def test_another_abi_is_incompatible(path, d):
     for read_only in (False, True):
         with pytest.raises(pyskl.Incompatible, match="99"):
             Dispatcher.open(path, read_only=read_only)
+    d.maps["explained"].pin(f"{path}/of_that_version")
+    before = sorted(os.listdir(path))
+    with pytest.raises(pyskl.Incompatible, match="99"):
+        Dispatcher.repair(path)
+    assert sorted(os.listdir(path)) == before  # that version's pins are not foreign
+    os.unlink(f"{path}/of_that_version")
+    os.unlink(f"{path}/state")
+    with pytest.raises(pyskl.Incompatible, match="99"):
+        Dispatcher.repair(path)  # told from the map that the programs hold
     d.maps["state"][0] = entry
+    assert len(Dispatcher.repair(path)) == 1
     Dispatcher.open(path).close()
+    d.maps["state"][0] = (99).to_bytes(8, sys.byteorder) + entry[8:]
+    Dispatcher.remove(path)  # what the message asks for
+    assert support.eventually(lambda: pyskl.query() == ())
 
 
 def test_each_missing_pin_is_told_and_mended(path, d):
