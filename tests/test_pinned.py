@@ -103,6 +103,13 @@ def test_a_name_that_bpffs_does_not_take(bpffs, name):
         Dispatcher.create(path=bpffs / name)
 
 
+@pytest.mark.parametrize("name", ["a.b/edge", "x" * 256, "a\0b"])
+def test_a_name_that_no_folder_can_have_leaves_nothing(netns, bpffs, name):
+    with netns.entered(), pytest.raises((OSError, ValueError)):
+        Dispatcher.create(path=bpffs / name)
+    assert os.listdir(bpffs) == []
+
+
 def test_a_path_that_is_not_on_bpffs(tmp_path):
     with pytest.raises(pyskl.BpfError, match="bpffs"):
         Dispatcher.create(path=tmp_path / "edge")
@@ -132,7 +139,13 @@ def test_who_only_reads_changes_nothing(path, d):
     assert sorted(os.listdir(path)) == before
 
 
-def test_the_lock_has_a_holder_and_a_limit(path, d):
+def test_the_lock_has_a_holder_and_a_limit(path):
+    with Dispatcher.create(path=path, timeout=0.01) as d:
+        d.bind("web", "tcp", "192.0.2.0/24", 80)
+        _while_another_holds_the_lock(path, d)
+
+
+def _while_another_holds_the_lock(path, d):
     code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), 2); print(1, flush=True); input()"
     holder = support.child(code, path)
     try:
@@ -140,8 +153,31 @@ def test_the_lock_has_a_holder_and_a_limit(path, d):
         with pytest.raises(pyskl.Busy, match=str(holder.pid)) as caught:
             Dispatcher.open(path, timeout=0.05)
         assert caught.value.pid == holder.pid
-        with Dispatcher.open(path, read_only=True) as reader:  # needs no lock
-            assert reader.status().bindings == 0
+        with Dispatcher.open(path, read_only=True) as reader, socket.create_server(("", 0)) as server:  # needs no lock
+            assert list(reader.bindings()) == [WEB]
+            assert reader.status().bindings == 1
+            assert (reader.policies(), reader.sockets()) == ({}, ())
+            assert reader.counters()["web"].selected == 0
+            assert list(reader.diff([WEB, API]).added) == [API]
+            assert reader.explain("tcp", ("192.0.2.1", 80)).label == "web"
+            before = d.status()
+            for call in (
+                lambda: d.bind("a", "tcp", "::/0"),
+                lambda: d.unbind("web", "tcp", "192.0.2.0/24", 80),
+                lambda: d.replace([API]),
+                lambda: d.set_policy("web", on_missing="hold"),
+                lambda: d.register("web", server),
+                lambda: d.unregister("web"),
+                d.upgrade,
+                d.unload,
+                lambda: Dispatcher.remove(path, timeout=0.01),
+                lambda: Dispatcher.repair(path, timeout=0.01),
+            ):
+                with pytest.raises(pyskl.Busy) as caught:
+                    call()
+                assert caught.value.pid == holder.pid
+            assert d.status() == before
+            assert state(d) == ([WEB], {}, ())
     finally:
         support.kill(holder)
     d.bind("a", "tcp", "::/0")  # it died with its holder
@@ -175,8 +211,9 @@ def test_each_missing_pin_is_told_and_mended(path, d):
     d.set_policy("web", on_missing="hold")
     for pin in sorted(set(os.listdir(path)) - {"asking"}):
         os.unlink(f"{path}/{pin}")
-        with pytest.raises(pyskl.Damaged, match=pin):
-            Dispatcher.open(path, read_only=True)
+        for read_only in (True, False):
+            with pytest.raises(pyskl.Damaged, match=pin):
+                Dispatcher.open(path, read_only=read_only)
         assert not os.path.exists(f"{path}/{pin}")  # nothing was made anew
         done = Dispatcher.repair(path)
         assert done, pin
@@ -236,33 +273,83 @@ def test_a_namespace_that_is_gone_and_another_at_the_same_path(bpffs):
             made.unload()
 
 
-def test_upgrade_runs_under_traffic_and_for_all(path, d):
-    d.bind("web", "tcp", "192.0.2.0/24", 80)
+@contextlib.contextmanager
+def traffic(server):
+    """Connections to 192.0.2.1:80, one after the other, all of which must reach a server; waits for the next of them."""
     stop, failed, made = threading.Event(), [], []
-    with pyskl.NetNS.current() as here, socket.create_server(("", 0), backlog=1024) as server:
-        d.register("web", server)
 
-        def client():
-            try:
-                with here.entered():
-                    while not stop.is_set():
-                        with socket.create_connection(("192.0.2.1", 80), 5), server.accept()[0]:
-                            made.append(1)
-            except BaseException as error:
-                failed.append(error)
+    def client():
+        try:
+            with here.entered():
+                while not stop.is_set():
+                    with socket.create_connection(("192.0.2.1", 80), 5), server.accept()[0]:
+                        made.append(1)
+        except BaseException as error:
+            failed.append(error)
 
+    def goes_on():
+        made.clear()
+        assert support.eventually(lambda: len(made) > 1 or failed)
+        assert not failed
+
+    with pyskl.NetNS.current() as here:
+        server.settimeout(5)
         thread = threading.Thread(target=client)
         thread.start()
-        with Dispatcher.open(path) as other:
-            for each in (d, other) * 3:
-                each.upgrade()
-                made.clear()
-                assert support.eventually(lambda: made or failed)
+        try:
+            yield goes_on
+        finally:
             stop.set()
             thread.join()
-            assert not failed
-            assert d.status().program_id == other.program.info.id
+    assert not failed
+
+
+def test_upgrade_runs_under_traffic_and_for_all(path, d):
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    with socket.create_server(("", 0)) as server, Dispatcher.open(path) as other:
+        d.register("web", server)
+        with traffic(server) as goes_on:
+            for each in (d, other) * 3:
+                each.upgrade()
+                goes_on()
+        assert d.status().program_id == other.program.info.id
     assert not [name for name in os.listdir(path) if name.endswith("_new")]
+
+
+def test_a_repair_runs_under_traffic(path, d):
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    with socket.create_server(("", 0)) as server:
+        d.register("web", server)
+        with traffic(server) as goes_on:
+            for pin in sorted(set(os.listdir(path)) - {"asking", "link"}):
+                os.unlink(f"{path}/{pin}")
+                goes_on()
+                assert Dispatcher.repair(path), pin
+                goes_on()
+
+
+def test_it_serves_when_every_process_that_used_it_was_killed(path):
+    code = """if True:
+        import socket, sys
+        from pyskl import Dispatcher
+        server = socket.socket(fileno=int(sys.argv[2]))
+        how = Dispatcher.create if sys.argv[3] == "create" else Dispatcher.open
+        d = how(path=sys.argv[1])
+        d.bind("web", "tcp", "192.0.2.0/24", [80, 81], replace=True)
+        d.register("web", server)
+        print("ready", flush=True)
+        input()"""
+    with socket.create_server(("", 0)) as server, contextlib.ExitStack() as stack:
+        for how in ("create", "open", "open"):
+            process = support.child(code, path, server.fileno(), how, pass_fds=[server.fileno()])
+            stack.callback(support.kill, process)
+            assert process.stdout.readline() == "ready\n"
+        with traffic(server) as goes_on:
+            stack.close()
+            goes_on()
+        with Dispatcher.open(path) as d:
+            assert [each.alive for each in d.sockets()] == [True]
+            assert d.status().keepers == 1
 
 
 def test_an_upgrade_that_was_interrupted_is_finished_or_undone(path, d):
@@ -298,9 +385,14 @@ def test_what_who_died_was_making_or_removing_is_removed(path, bpffs):
 
 
 def _bind(path, number):
-    with Dispatcher.open(path, timeout=60) as d:
+    with Dispatcher.open(path, timeout=60) as d, socket.create_server(("", 0)) as server:
         for port in range(1, 41):
             d.bind(f"label {number}", "tcp", "192.0.2.0/24", number * 1000 + port)
+            d.bind("passing", "udp", f"2001:db8::{number}", port)
+            d.set_policy(f"label {number}", on_missing="hold", udp_sticky=port)
+            d.register(f"label {number}", server, slot=port % 3)
+            assert {each.slot for each in d.sockets(f"label {number}")} >= {port % 3}
+            d.unbind("passing", "udp", f"2001:db8::{number}", port)
 
 
 def _read(path, stop):
@@ -309,6 +401,7 @@ def _read(path, stop):
             ports = {}
             for binding in d.bindings():
                 ports.setdefault(binding.label, []).append(binding.ports)
+            ports.pop("passing", None)
             for label, seen in ports.items():  # each writer's are there in the order in which it made them
                 first = int(label.split()[1]) * 1000 + 1
                 assert sorted(seen) == list(range(first, first + len(seen))), label
@@ -317,7 +410,7 @@ def _read(path, stop):
 
 def test_many_write_and_read_at_once_and_nothing_is_lost(path, d):
     stop = FORK.Event()
-    readers = [FORK.Process(target=_read, args=(path, stop)) for _ in range(3)]
+    readers = [FORK.Process(target=_read, args=(path, stop)) for _ in range(4)]
     writers = [FORK.Process(target=_bind, args=(path, number)) for number in range(1, 5)]
     for process in (*readers, *writers):
         process.start()
@@ -326,8 +419,10 @@ def test_many_write_and_read_at_once_and_nothing_is_lost(path, d):
     stop.set()
     for process in readers:
         process.join()
-    assert [process.exitcode for process in (*readers, *writers)] == [0] * 7
+    assert [process.exitcode for process in (*readers, *writers)] == [0] * 8
     assert len(d.bindings()) == 4 * 40
+    assert d.policies() == {f"label {number}": pyskl.Policy("hold", 40) for number in range(1, 5)}
+    assert d.status().keepers == 1
 
 
 def test_the_lock_is_held_for_no_longer_than_a_call(path, d):
@@ -352,6 +447,29 @@ def test_hold_lasts_as_long_as_somebody_keeps_it(path):
         socket.create_connection(("192.0.2.1", 80), 5)
 
 
+def test_hold_is_kept_by_another_process_until_it_dies(path, netns):
+    with Dispatcher.create(path=path) as d:
+        d.bind("web", "tcp", "192.0.2.0/24", 80)
+        d.set_policy("web", on_missing="hold")
+    code = "import sys, pyskl; d = pyskl.Dispatcher.open(sys.argv[1]); print(1, flush=True); input()"
+    keeper = support.child(code, path)
+    try:
+        assert keeper.stdout.readline()
+        with Dispatcher.open(path, read_only=True) as reader, socket.create_server(("", 0)) as server:
+            assert reader.status().keepers == 1
+            assert reader.explain("tcp", ("192.0.2.1", 80)).reason == "hold"
+            with support.unanswered(netns, "192.0.2.1", 80):  # it waits, and is served after all
+                with Dispatcher.open(path) as d:
+                    d.register("web", server)
+        support.kill(keeper)
+        with Dispatcher.open(path, read_only=True) as reader:
+            assert support.eventually(lambda: reader.status().keepers == 0)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("192.0.2.1", 80), 5)
+    finally:
+        support.kill(keeper)
+
+
 # -- rights ----------------------------------------------------------------------------------------------------------
 
 _GROUP = 54321
@@ -374,7 +492,7 @@ _MEMBER = """if True:
         sys.exit()
     assert [str(binding) for binding in reader.bindings()] == ["web tcp 192.0.2.0/24 80"]
     assert reader.status().bindings == 1 and reader.counters()["web"].selected == 0
-    assert reader.status().attached is None
+    assert reader.status().attached is None and reader.policies() == {} and reader.sockets() == ()
     d = Dispatcher.open(path)
     refused = [
         lambda: d.bind("a", "tcp", "::/0"),
@@ -383,11 +501,12 @@ _MEMBER = """if True:
         lambda: d.replace([Binding("web", "tcp", "::/0")]),
         lambda: d.set_policy("web", on_missing="hold"),
         lambda: d.explain("tcp", ("192.0.2.1", 80)),
-        d.upgrade, d.events, d.unload, lambda: d.program, lambda: d.link,
+        lambda: d.set_policy("new", udp_sticky=3),
+        d.upgrade, d.events, d.unload, reader.unload, lambda: d.program, lambda: d.link,
         lambda: Dispatcher.remove(path), lambda: Dispatcher.repair(path),
     ]
     if not granted:
-        refused.append(lambda: d.register("web", server))
+        refused += [lambda: d.register("web", server), lambda: d.unregister("web")]
     for number, call in enumerate(refused):
         try:
             call()
