@@ -70,13 +70,6 @@ def _held() -> dict[str, set[object]]:
     }
 
 
-def _strangers() -> set[tuple[str, int]]:
-    """BPF objects that processes which are none of ours hold: systemd makes programs of its own."""
-    ours = {os.getpid(), *support.children()}
-    pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - ours
-    return set().union(*map(support.bpf_ids_of, pids))
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test: no fd, BPF object, namespace, child process or pin more than before.
@@ -95,7 +88,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         def left() -> dict[str, set[object]]:
             now = {kind: held - before[kind] for kind, held in _held().items()}
             if now["BPF objects"]:
-                now["BPF objects"] -= _strangers()
+                now["BPF objects"] -= support.strangers()
             return {kind: more for kind, more in now.items() if more}
 
         assert support.eventually(lambda: not left()), f"left behind: {left()}"

@@ -384,6 +384,13 @@ def bpf_ids_of(pid: int | str) -> set[tuple[str, int]]:
     return found
 
 
+def strangers() -> set[tuple[str, int]]:
+    """BPF objects that processes which are none of ours hold: systemd makes programs of its own."""
+    ours = {os.getpid(), *children()}
+    pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - ours
+    return set().union(*map(bpf_ids_of, pids))
+
+
 def children() -> set[int]:
     """This process's running children, and their orphans (conftest makes it a subreaper)."""
     found = set()
