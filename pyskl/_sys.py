@@ -709,6 +709,11 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return _check("pidfd_getfd", lib.pyskl_pidfd_getfd(pidfd, fd), needs=("CAP_SYS_PTRACE",))
 
 
+def no_access(path: str, needs: tuple[str, ...]) -> BpfError:
+    """Make the error of a file in /proc that this process may not look at, for want of these capabilities."""
+    return _error("open", errno.EPERM, needs=needs, filename=path)
+
+
 def socket_cookie(fd: int) -> int:
     """SO_COOKIE of getsockopt(2)."""
     cookie = ffi.new("uint64_t *")

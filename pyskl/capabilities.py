@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 from typing import Final
 
-# The numbers of <linux/capability.h>; those that BPF asks for.
-_NUMBERS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+# The numbers of <linux/capability.h>; those that BPF and pidfd_getfd(2) ask for.
+_NUMBERS: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 # CAP_SYS_ADMIN contains what was split from it, for BPF.
 _ALL: Final = "CAP_SYS_ADMIN"
+_APART: Final = "CAP_SYS_PTRACE"
 # The inode of the initial user namespace, fixed by the kernel (PROC_USER_INIT_INO).
 _INITIAL_USER_NS: Final = 0xEFFFFFFD
 
@@ -41,4 +42,4 @@ def effective() -> frozenset[str]:
 def missing(needed: tuple[str, ...]) -> tuple[str, ...]:
     """Tell which of the capabilities the calling thread lacks, in the order given."""
     have = effective()
-    return () if _ALL in have else tuple(name for name in needed if name not in have)
+    return tuple(name for name in needed if name not in have and (name == _APART or _ALL not in have))

@@ -180,10 +180,10 @@ def policy(request: Request, label: str, on_missing: OnMissing | None, udp_stick
     setting = on_missing is not None or udp_sticky is not None
     check_policy(on_missing or "reset", udp_sticky or 0)
     with request.write() if setting else request.read() as dispatcher:
-        before = dispatcher.policies().get(label, Policy())
-        now = Policy(on_missing or before.on_missing, before.udp_sticky if udp_sticky is None else udp_sticky)
         if setting:
-            dispatcher.set_policy(label, **now._asdict())
+            now = dispatcher.set_policy(label, on_missing=on_missing, udp_sticky=udp_sticky)
+        else:
+            now = dispatcher.policies().get(label, Policy())
     lines = [f"{label}: on_missing {now.on_missing}, udp_sticky {now.udp_sticky}"]
     show: Callable[..., None] = request.confirm if setting else request.answer
     show({"label": label, **now._asdict()}, lines)

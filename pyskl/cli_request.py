@@ -123,7 +123,7 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
 
 
 _GLOBAL: Final = (
-    click.option("--path", metavar="FOLDER", type=click.Path(), help="The dispatcher's folder on bpffs."),
+    click.option("--path", metavar="FOLDER", type=click.Path(readable=False), help="The dispatcher's folder on bpffs."),
     click.option("--netns", metavar="NAME|PATH", help="The network namespace, by ip-netns's name or by a path."),
     click.option("--json", is_flag=True, help="Print one JSON document."),
     click.option("--quiet", is_flag=True, help="Print neither confirmations nor warnings."),

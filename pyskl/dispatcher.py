@@ -7,6 +7,7 @@ import contextlib
 import grp
 import ipaddress
 import logging
+import operator
 import socket
 import struct
 import sys
@@ -442,7 +443,9 @@ class Dispatcher(Closable):
 
     # --- policies -----------------------------------------------------------------------------------------------------
 
-    def set_policy(self, label: str, *, on_missing: OnMissing = "reset", udp_sticky: int = 0) -> None:
+    def set_policy(
+        self, label: str, *, on_missing: OnMissing | None = "reset", udp_sticky: int | None = 0
+    ) -> Policy:
         """Say what is done for a label beyond its bindings.
 
         Args:
@@ -450,19 +453,29 @@ class Dispatcher(Closable):
             on_missing: what a client gets while the label has no live socket: ``"reset"`` (refused at once), ``"hold"``
                 (silence: it tries again, and a restart is not seen), or ``"fallthrough"`` (the ordinary look-up goes
                 on). ``"hold"`` lasts while some process keeps the parking sockets, as each does that has the dispatcher
-                open for writing.
+                open for writing. None leaves it as it is.
             udp_sticky: for how many seconds of silence a UDP flow goes on reaching the socket that it reached, while
-                that is open; 0 lets all flows go.
+                that is open; 0 lets all flows go. None leaves it as it is.
+
+        Returns:
+            What it is now.
 
         Raises:
             ValueError: a value that can't be; nothing has changed.
             LimitReached: there is no room for one more label.
         """
-        policy = check_policy(on_missing, udp_sticky)
+        check_policy("reset" if on_missing is None else on_missing, 0 if udp_sticky is None else udp_sticky)
         check_label(label)
         with self._open_for("tables").writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
-            table.set_policy(number, self._pack_policy(policy, table.policy(number)))
+            word = table.policy(number)
+            before = _unpack_policy(word)
+            policy = Policy(
+                before.on_missing if on_missing is None else on_missing,
+                before.udp_sticky if udp_sticky is None else udp_sticky,
+            )
+            table.set_policy(number, self._pack_policy(policy, word))
+        return policy
 
     def policies(self) -> dict[str, Policy]:
         """Give the policy of each label that has another than the defaults."""
@@ -491,7 +504,7 @@ class Dispatcher(Closable):
             LimitReached: there is no room for one more socket or label.
         """
         check_label(label)
-        if not 0 <= slot < SLOTS:
+        if not 0 <= (slot := operator.index(slot)) < SLOTS:
             raise ValueError(f"a slot is between 0 and {SLOTS - 1}, not {slot!r}")
         store = self._open_for("sockets")
         facts = sockets.examine(sock, store.state[NETNS_INODE], store.state[NETNS_COOKIE])

@@ -409,15 +409,22 @@ def _netns_of(name: str, link: Link, state: Any) -> NetNS:
 
 
 def _namespaces() -> Iterator[NetNS]:
-    """Open the namespaces that can be found: the thread's own, those with a name, those of processes."""
+    """Open the namespaces that can be found: the thread's own, those with a name, of processes, and of their fds."""
     yield NetNS.current()
     with contextlib.suppress(OSError):
         for named in os.listdir("/run/netns"):
             with contextlib.suppress(OSError, ValueError):
                 yield NetNS.named(named)
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    processes = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
+    for pid in processes:
         with contextlib.suppress(OSError):
             yield NetNS.from_pid(int(pid))
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("net:"):
+                        yield NetNS.from_path(f"/proc/{pid}/fd/{fd}")
 
 
 def _check_free(name: str, netns: NetNS) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyskl.enums import Protocol
 from pyskl.errors import BpfError, LimitReached, NoSuchKey
+from pyskl.sockets import socket_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -145,7 +146,7 @@ class Registry:
                 self._records[index] = before
             self._join(label)
             raise
-        self._replace_siblings(group, siblings)
+        self._replace_siblings(group, siblings, alone=not self._groups[group * 2] & ~bit)
         dual = self._groups[group * 2 + 1]
         self._groups[group * 2 + 1] = dual | bit if facts.dual else dual & ~bit
         self._groups[group * 2] |= bit
@@ -187,18 +188,22 @@ class Registry:
             else:
                 return
 
-    def _replace_siblings(self, group: int, siblings: Sequence[Socket]) -> None:
-        """Keep these siblings for a group, beside those that it has and that live."""
+    def _replace_siblings(self, group: int, siblings: Sequence[Socket], *, alone: bool) -> None:
+        """Keep these siblings for a group, beside those that its other slots have: `alone` tells that there are none."""
         have = {}
-        for number in range(SLOTS) if siblings else ():
+        for number in range(SLOTS):
             with contextlib.suppress(KeyError):
                 have[int(self._siblings[group * SLOTS + number])] = number
+        wanted = {socket_cookie(sibling): sibling for sibling in siblings}
         free = iter(sorted(set(range(SLOTS)) - set(have.values())))
-        for sibling in siblings:
+        for cookie in wanted.keys() - have.keys():
             if (vacant := next(free, None)) is None:
-                return
+                break
             with contextlib.suppress(BpfError):  # one that died meanwhile, or a map that is full: they are a reserve
-                self._store(self._siblings, group * SLOTS + vacant, sibling)
+                self._store(self._siblings, group * SLOTS + vacant, wanted[cookie])
+        for cookie in have.keys() - wanted.keys() if alone else ():
+            with contextlib.suppress(NoSuchKey):
+                del self._siblings[group * SLOTS + have[cookie]]
 
     def empty(self, slot: Slot) -> None:
         """Take a socket out of its slot."""

@@ -71,6 +71,8 @@ def socket_of(pid: int, protocol: Protocol, version: int, host: bytes, port: int
         fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from None
+    except PermissionError:
+        raise _sys.no_access(f"/proc/{pid}/fd", ("CAP_SYS_PTRACE",)) from None
     for fd in fds:
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):

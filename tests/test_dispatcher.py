@@ -179,7 +179,7 @@ def test_policies_are_replaced_with_the_bindings_where_they_are_given(d):
     for bad in (-1, 1 << 32):
         with pytest.raises(ValueError):
             d.set_policy("a", udp_sticky=bad)
-    for bad in ({"udp_sticky": 1.5}, {"on_missing": None}):
+    for bad in ({"udp_sticky": 1.5}, {"on_missing": 0}):
         with pytest.raises(TypeError):
             d.set_policy("a", **bad)
     assert d.policies() == {"b": pyskl.Policy("fallthrough", 0)}
@@ -325,6 +325,15 @@ def test_the_dead_are_told(d, keep):
     assert d.status().unserved == ("a",)
 
 
+@pytest.mark.parametrize(
+    ("slot", "error"), [(64, ValueError), (-1, ValueError), (1.5, TypeError), ("1", TypeError), (None, TypeError)]
+)
+def test_what_is_no_slot_changes_nothing(d, keep, slot, error):
+    with pytest.raises(error):
+        d.register("a", keep(listener()), slot=slot)
+    assert (d.sockets(), d.counters()) == ((), {})
+
+
 def test_unregister_takes_what_is_named_and_nothing_else(d, keep):
     for slot in (0, 5):
         for sock in (listener(), listener(socket.AF_INET6), udp()):
@@ -463,6 +472,22 @@ def test_a_sibling_in_another_process(d, keep, netns):
             connect(f"192.0.2.{number}").close()
     finally:
         support.kill(process)
+    with pytest.raises(ConnectionRefusedError):
+        connect("192.0.2.1")
+
+
+def test_who_is_replaced_takes_its_siblings_along(d, keep):
+    d.bind("a", "tcp", "192.0.2.0/24")
+    first = keep(_member())
+    sibling = keep(_member(first.getsockname()))
+    for _ in range(70):  # more often than a group has room for siblings
+        d.register("a", first)
+    d.register("a", sibling)
+    sibling.close()
+    assert d.explain("tcp", ("192.0.2.1", 80))[4:] == (pyskl.socket_cookie(first), "sibling")
+    with socket.create_server(("", 0)) as other:
+        d.register("a", other)
+    assert d.explain("tcp", ("192.0.2.1", 80)).reason == "reset"
     with pytest.raises(ConnectionRefusedError):
         connect("192.0.2.1")
 

@@ -1,13 +1,17 @@
 """A dispatcher on bpffs: many processes, rights, upgrades, and what a person breaks."""
 
+import concurrent.futures
 import contextlib
 import fcntl
+import itertools
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 
 import pytest
 import support
@@ -16,6 +20,7 @@ import pyskl
 from pyskl import Binding, Dispatcher
 
 pytestmark = [support.needs("sk_lookup"), pytest.mark.slow]
+WHOLE = "PYSKL_TEST_WHOLE" in os.environ
 FORK = multiprocessing.get_context("fork")
 WEB, API = Binding("web", "tcp", "192.0.2.0/24", 80), Binding("api", "udp", "2001:db8::/64", "1-99")
 
@@ -304,16 +309,48 @@ def traffic(server):
     assert not failed
 
 
-def test_upgrade_runs_under_traffic_and_for_all(path, d):
+def test_a_namespace_that_an_fd_alone_has(bpffs):
+    path = bpffs / "edge"
+    with pyskl.NetNS.create() as ns:
+        with ns.entered():
+            Dispatcher.create(path=path).close()
+        with Dispatcher.open(path) as opened:
+            assert opened.status().netns_inode == ns.inode
+            opened.unload()
+
+
+def test_upgrade_and_replace_run_under_traffic_and_for_all(path, d):
     d.bind("web", "tcp", "192.0.2.0/24", 80)
     with socket.create_server(("", 0)) as server, Dispatcher.open(path) as other:
         d.register("web", server)
         with traffic(server) as goes_on:
-            for each in (d, other) * 3:
-                each.upgrade()
+            for number in range(100 if WHOLE else 6):
+                (d, other)[number % 2].upgrade()
+                goes_on()
+            for number in range(100 if WHOLE else 6):
+                other.replace([WEB, Binding("api", "tcp", "192.0.2.0/24", 1000 + number)])
                 goes_on()
         assert d.status().program_id == other.program.info.id
     assert not [name for name in os.listdir(path) if name.endswith("_new")]
+
+
+def test_a_program_of_another_build_is_opened_and_upgraded(path, d):
+    """Nothing goes by a program's tag, which a kernel may make in another way than the one before it."""
+    d.bind("web", "tcp", "192.0.2.0/24", 80)
+    with pyskl.Program.load(pyskl.REDIRECT) as another:
+        assert another.info.tag != d.program.info.tag
+        os.unlink(f"{path}/program")
+        another.pin(f"{path}/program")
+        d.link.update(another)
+    with Dispatcher.open(path) as opened:
+        assert opened.status().attached
+        assert opened.bindings() == d.bindings()
+        opened.bind("api", "tcp", "192.0.2.0/24", 81)
+        opened.upgrade()
+        assert opened.program.info.tag == d.program.info.tag
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("192.0.2.1", 81), 5)
+    assert d.counters()["api"].missed == 1
 
 
 def test_a_repair_runs_under_traffic(path, d):
@@ -384,15 +421,18 @@ def test_what_who_died_was_making_or_removing_is_removed(path, bpffs):
 # -- many at once ----------------------------------------------------------------------------------------------------
 
 
-def _bind(path, number):
+def _write(path, number, until):
     with Dispatcher.open(path, timeout=60) as d, socket.create_server(("", 0)) as server:
-        for port in range(1, 41):
-            d.bind(f"label {number}", "tcp", "192.0.2.0/24", number * 1000 + port)
+        for port in itertools.count(1):
+            d.bind(f"label {number}", "tcp", "192.0.2.0/24", number * 5000 + port)
             d.bind("passing", "udp", f"2001:db8::{number}", port)
             d.set_policy(f"label {number}", on_missing="hold", udp_sticky=port)
             d.register(f"label {number}", server, slot=port % 3)
             assert {each.slot for each in d.sockets(f"label {number}")} >= {port % 3}
             d.unbind("passing", "udp", f"2001:db8::{number}", port)
+            if port == 5000 - 1 or (port >= _PORTS and time.monotonic() > until):
+                assert d.policies()[f"label {number}"] == ("hold", port)
+                return
 
 
 def _read(path, stop):
@@ -403,15 +443,18 @@ def _read(path, stop):
                 ports.setdefault(binding.label, []).append(binding.ports)
             ports.pop("passing", None)
             for label, seen in ports.items():  # each writer's are there in the order in which it made them
-                first = int(label.split()[1]) * 1000 + 1
+                first = int(label.split()[1]) * 5000 + 1
                 assert sorted(seen) == list(range(first, first + len(seen))), label
             assert d.status().bindings >= 0
 
 
+_MANY, _PORTS, _SECONDS = (8, 40, 60) if WHOLE else (4, 40, 0)
+
+
 def test_many_write_and_read_at_once_and_nothing_is_lost(path, d):
-    stop = FORK.Event()
-    readers = [FORK.Process(target=_read, args=(path, stop)) for _ in range(4)]
-    writers = [FORK.Process(target=_bind, args=(path, number)) for number in range(1, 5)]
+    stop, until = FORK.Event(), time.monotonic() + _SECONDS
+    readers = [FORK.Process(target=_read, args=(path, stop)) for _ in range(_MANY)]
+    writers = [FORK.Process(target=_write, args=(path, number, until)) for number in range(1, _MANY + 1)]
     for process in (*readers, *writers):
         process.start()
     for process in writers:
@@ -419,10 +462,32 @@ def test_many_write_and_read_at_once_and_nothing_is_lost(path, d):
     stop.set()
     for process in readers:
         process.join()
-    assert [process.exitcode for process in (*readers, *writers)] == [0] * 8
-    assert len(d.bindings()) == 4 * 40
-    assert d.policies() == {f"label {number}": pyskl.Policy("hold", 40) for number in range(1, 5)}
+    assert [process.exitcode for process in (*readers, *writers)] == [0] * 2 * _MANY
+    bound = Counter(binding.label for binding in d.bindings())
+    assert len(bound) == _MANY
+    assert min(bound.values()) >= _PORTS
+    assert d.policies() == {label: pyskl.Policy("hold", ports) for label, ports in bound.items()}
     assert d.status().keepers == 1
+    print(f"{bound.total()} bindings by {_MANY} writers", file=sys.stderr)
+
+
+def test_half_of_a_policy_leaves_the_other_half(path, d):
+    d.set_policy("web", on_missing="hold", udp_sticky=3)
+    with pytest.raises(ValueError):
+        d.set_policy("web", on_missing="wait", udp_sticky=None)
+
+    def change_one_half(settings):
+        with Dispatcher.open(path, timeout=60) as other:
+            for setting in settings:
+                policy = other.set_policy("web", **{"on_missing": None, "udp_sticky": None, **setting})
+                assert setting.items() <= policy._asdict().items()
+                assert setting.items() <= other.policies()["web"]._asdict().items()
+
+    halves = [[{"udp_sticky": number} for number in range(1, 200)]]
+    halves += [[{"on_missing": word} for word in ("hold", "fallthrough") * 100]]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(change_one_half, halves))
+    assert d.policies() == {"web": pyskl.Policy("fallthrough", 199)}
 
 
 def test_the_lock_is_held_for_no_longer_than_a_call(path, d):
