@@ -33,7 +33,7 @@ _HINTS: Final[dict[type[BaseException], str]] = {
     Incompatible: "use the version of pyskl that made it, or 'pyskl unload' and 'pyskl load'",
     NotLoaded: "'pyskl load'",
     PermissionDenied: "run it as root, or with these capabilities: docs/command.md says how",
-    PermissionError: "run it as root or as its owner; a member of its group may read, and register where that was granted",
+    PermissionError: "run it as root or as its owner; a member of its group may read, and register where granted",
     KeyError: "'pyskl bindings' and 'pyskl sockets' show what there is",
 }
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")

@@ -443,9 +443,7 @@ class Dispatcher(Closable):
 
     # --- policies -----------------------------------------------------------------------------------------------------
 
-    def set_policy(
-        self, label: str, *, on_missing: OnMissing | None = "reset", udp_sticky: int | None = 0
-    ) -> Policy:
+    def set_policy(self, label: str, *, on_missing: OnMissing | None = "reset", udp_sticky: int | None = 0) -> Policy:
         """Say what is done for a label beyond its bindings.
 
         Args:

@@ -189,7 +189,7 @@ class Registry:
                 return
 
     def _replace_siblings(self, group: int, siblings: Sequence[Socket], *, alone: bool) -> None:
-        """Keep these siblings for a group, beside those that its other slots have: `alone` tells that there are none."""
+        """Keep these siblings for a group, beside those that its other slots have; `alone`: there are none."""
         have = {}
         for number in range(SLOTS):
             with contextlib.suppress(KeyError):

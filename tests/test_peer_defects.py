@@ -1,7 +1,15 @@
 """What went wrong in another dispatcher (tubular), each in a test that fails on its way of doing it.
 
-These are the defects that a dispatcher of one process can have; those of pinned state are in test_pinned.py and
-test_killed.py, of files in test_bindings_file.py, of replies in test_udp.py.
+Here are those that a dispatcher of one process can have. The others:
+
+- it goes by programs' tags: test_pinned.py, test_a_program_of_another_build_is_opened_and_upgraded
+- a namespace that was made again: test_pinned.py, test_a_namespace_that_is_gone_and_another_at_the_same_path
+- a missing pin that a reader makes anew: test_pinned.py, test_each_missing_pin_is_told_and_mended
+- kill -9: all of test_killed.py
+- replies from the wrong port: test_udp.py
+- files that say something else than they seem to: test_bindings_file.py
+- a lock without limit, whose holder is not named: test_pinned.py, test_the_lock_has_a_holder_and_a_limit
+- what is missing is not named: test_cli_rights.py
 """
 
 import contextlib

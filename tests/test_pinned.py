@@ -280,7 +280,7 @@ def test_a_namespace_that_is_gone_and_another_at_the_same_path(bpffs):
 
 @contextlib.contextmanager
 def traffic(server):
-    """Connections to 192.0.2.1:80, one after the other, all of which must reach a server; waits for the next of them."""
+    """Connections to 192.0.2.1:80, one after the other, which all must reach a server; waits for the next ones."""
     stop, failed, made = threading.Event(), [], []
 
     def client():
