@@ -8,15 +8,21 @@ at the end.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cffi import FFI
 from setuptools.command.bdist_wheel import bdist_wheel as _bdist_wheel
 from setuptools.command.build_ext import build_ext as _build_ext
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
 MULTIARCH = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu")
@@ -119,6 +125,7 @@ int bpf_map__set_initial_value(struct bpf_map *map, const void *value, size_t si
 struct pyskl_variable {
     const char *name; const char *section; uint32_t offset; uint32_t size; int integer; int is_signed;
 };
+void pyskl_follow_calls(struct bpf_object *object);
 int pyskl_variables(const struct bpf_object *object, struct pyskl_variable *found, int room);
 
 int pyskl_socket_update(int map, const void *key, int socket, uint32_t value_size, uint64_t flags);
@@ -203,7 +210,7 @@ HEADERS = {
 def check_needs() -> None:
     """End the build in one line that says what is missing, and what to install."""
     compiler = os.environ.get("CC", "cc").split()
-    missing = [tool for tool in (compiler[0], "clang", "llvm-strip") if not shutil.which(tool)]
+    missing = [tool for tool in (compiler[0], "clang", "llvm-objcopy") if not shutil.which(tool)]
     if not missing:
         flags = [f"-I{sysconfig.get_path('include')}", *os.environ.get("CFLAGS", "").split(), "-E", "-xc", "-"]
         for name, source in HEADERS.items():
@@ -228,6 +235,60 @@ def byte_order() -> str:
     return "big" if "__BYTE_ORDER__ __ORDER_BIG_ENDIAN__" in macros else "little"
 
 
+def strip(built: Path, order: str) -> None:
+    """Leave out of an object what debuggers read, and most of the source: six tenths of it, compressed."""
+    parts = {name: built.with_suffix(name) for name in (".BTF", ".BTF.ext")}
+    dump = (f"--dump-section={name}={path}" for name, path in parts.items())
+    subprocess.run(["llvm-objcopy", "-g", *dump, built], check=True)
+    kept = without_lines(*(path.read_bytes() for path in parts.values()), order)
+    for path, data in zip(parts.values(), kept, strict=True):
+        path.write_bytes(data)
+    update = (f"--update-section={name}={path}" for name, path in parts.items())
+    # The numbers that these would relocate are in place already: libbpf does not read them.
+    unread = (f"--remove-section={name}" for name in (".rel.BTF", ".rel.BTF.ext", ".llvm_addrsig"))
+    subprocess.run(["llvm-objcopy", *update, *unread, built], check=True)
+    for path in parts.values():
+        path.unlink()
+
+
+def without_lines(btf: bytes, ext: bytes, order: str) -> tuple[bytes, bytes]:
+    """Keep in .BTF and .BTF.ext but the first line of source of each function: the kernel asks for that one.
+
+    The verifier's log and bpftool have it before the function's instructions.
+    """
+    words = struct.unpack(f"{order}{len(ext) // 4}I", ext)
+    head = words[1] // 4
+    places = zip(words[2:8:2], words[3:8:2], strict=True)
+    functions, lines, relocations = (words[head + at // 4 : head + (at + size) // 4] for at, size in places)
+    begins = {(section, record[0]) for section, records in sections(functions) for record in records}
+    kept, texts, unused = [lines[0]], set(), set()
+    for section, records in sections(lines):
+        first = [record for record in records if (section, record[0]) in begins]
+        kept += [section, len(first), *(word for record in first for word in record)]
+        texts.update(record[2] for record in first)
+        unused.update(record[2] for record in records)
+    strings = bytearray(btf)
+    start = sum(struct.unpack_from(f"{order}I8xI", btf, 4))
+    for at in (start + text for text in unused - texts):
+        end = strings.index(0, at)
+        if not re.fullmatch(rb"[\w.:]*", strings[at:end]):  # else it may be a name, too
+            strings[at:end] = bytes(end - at)  # the others stay where they are
+    sizes = [4 * len(part) for part in (functions, kept, relocations)]
+    places = (0, sizes[0], sizes[0], sizes[1], sizes[0] + sizes[1], sizes[2])
+    new = (*words[:2], *places, *words[8:head], *functions, *kept, *relocations)
+    return bytes(strings), struct.pack(f"{order}{len(new)}I", *new)
+
+
+def sections(part: tuple[int, ...]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    """Give the records of a part of .BTF.ext, section by section."""
+    size, at = part[0] // 4, 1
+    while at < len(part):
+        section, count = part[at : at + 2]
+        at += 2
+        yield section, [part[place : place + size] for place in range(at, at + count * size, size)]
+        at += count * size
+
+
 class build_ext(_build_ext):
     def get_source_files(self) -> list[str]:
         """Name what setuptools can't guess, so that the sdist is complete: what git has, or an unpacked sdist."""
@@ -250,11 +311,11 @@ class build_ext(_build_ext):
     def run(self) -> None:
         check_needs()
         super().run()
-        target = f"bpfe{byte_order()[0]}"
+        order = byte_order()
         for source, built in self.bpf_objects():
             built.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["clang", *CLANG, "-target", target, "-c", source, "-o", built], check=True)
-            subprocess.run(["llvm-strip", "-g", built], check=True)
+            subprocess.run(["clang", *CLANG, "-target", f"bpfe{order[0]}", "-c", source, "-o", built], check=True)
+            strip(built, "<" if order == "little" else ">")
 
     def build_extension(self, extension) -> None:
         emitted = Path(self.build_temp, "_libbpf.c")

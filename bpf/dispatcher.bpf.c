@@ -15,11 +15,6 @@
 
 #define AF_INET 2
 
-/* A function that takes the context. Not static, the verifier looks at it once; Linux 5.10 does not take it so. */
-#ifndef OF_CONTEXT
-#define OF_CONTEXT __noinline
-#endif
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -633,8 +628,10 @@ static __always_inline bool select(struct bpf_sk_lookup *ctx, void *map, __u32 k
 	return !refused;
 }
 
+/* What takes the context the verifier looks at once, too, but in Linux 5.10, where it follows each call of it: store.py. */
+
 /* Select the flow's socket among the slots of a group, passing over those whose socket has died. Less than 0: none. */
-OF_CONTEXT int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, __u64 flow, __u64 flags)
+__noinline int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, __u64 flow, __u64 flags)
 {
 	__u32 i, slot;
 
@@ -649,7 +646,7 @@ OF_CONTEXT int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, 
 	return -1;
 }
 
-OF_CONTEXT int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
+__noinline int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
 {
 	__u32 i;
 
@@ -659,7 +656,7 @@ OF_CONTEXT int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flag
 	return -1;
 }
 
-OF_CONTEXT int park(struct bpf_sk_lookup *ctx, __u32 kind)
+__noinline int park(struct bpf_sk_lookup *ctx, __u32 kind)
 {
 	__u32 i;
 
@@ -732,7 +729,7 @@ static __always_inline bool select_stayer(struct bpf_sk_lookup *ctx, __u64 cooki
 }
 
 /* Select the socket where a UDP flow went last. A test run leaves no trace: `explains`. */
-OF_CONTEXT int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 explains)
+__noinline int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 explains)
 {
 	const __u32 zero = 0, one = 1;
 	struct pyskl_policy policy;
@@ -775,7 +772,7 @@ OF_CONTEXT int stay(struct bpf_sk_lookup *ctx, __u32 label, __u64 word, __u32 ex
 
 /* Select the socket of a flow that is new, by what was registered in its slot, and remember it: so the socket that is
  * remembered is the one that was selected, whatever is registered meanwhile. The slot, or less than 0. */
-OF_CONTEXT int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64 flow_hash, __u64 label_epoch)
+__noinline int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64 flow_hash, __u64 label_epoch)
 {
 	const __u32 zero = 0, one = 1;
 	struct pyskl_registered *registration;
@@ -812,7 +809,7 @@ OF_CONTEXT int settle(struct bpf_sk_lookup *ctx, __u64 slots, __u32 group, __u64
 }
 
 /* Tell those who listen what was decided. */
-OF_CONTEXT int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, __u32 reason, int slot)
+__noinline int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, __u32 reason, int slot)
 {
 	struct pyskl_event event = {};
 	struct pyskl_filter *filter;
@@ -843,7 +840,7 @@ OF_CONTEXT int trace(struct bpf_sk_lookup *ctx, __u64 wanted, __u64 label_kind, 
 #define CHOICE(reason, slot) ((__u64)(reason) << 32 | (__u32)(slot))
 
 /* Select one of the sockets of a label for a family and protocol. The reason and the slot, which is -1 for none. */
-OF_CONTEXT __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kind, __u32 explains)
+__noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kind, __u32 explains)
 {
 	__u64 flow = 0, policy, slots, label_epoch = 0, flags = explains ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0;
 	struct pyskl_group *group;

@@ -35,7 +35,7 @@ install_missing() {
         compgen -G "$file" >/dev/null || missing+=("$package")
     done <<'FILES'
 /usr/bin/clang clang
-/usr/bin/llvm-strip llvm
+/usr/bin/llvm-objcopy llvm
 /usr/bin/cc gcc
 /usr/include/stdio.h libc6-dev
 /usr/include/bpf/libbpf.h libbpf-dev

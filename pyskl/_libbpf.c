@@ -142,6 +142,23 @@ static int pyskl_variables(const struct bpf_object *object, struct pyskl_variabl
 	return count;
 }
 
+/* Make static what takes a pointer, as the context is: the verifier follows the calls of such a function, where else it
+ * looks at it once, for any arguments. It reads this in the BTF, where libbpf itself writes it for hidden functions. */
+static void pyskl_follow_calls(struct bpf_object *object)
+{
+	const struct btf *btf = bpf_object__btf(object);
+
+	for (uint32_t id = 1; btf && id < btf__type_cnt(btf); id++) {
+		const struct btf_type *type = btf__type_by_id(btf, id), *function;
+
+		if (!btf_is_func(type))
+			continue;
+		function = btf__type_by_id(btf, type->type);
+		if (btf_vlen(function) && btf_is_ptr(btf__type_by_id(btf, btf_params(function)->type)))
+			((struct btf_type *)type)->info = BTF_KIND_FUNC << 24 | BTF_FUNC_STATIC;
+	}
+}
+
 /* A socket as the value of a map, whose size says how wide it is. */
 union pyskl_socket {
 	uint32_t narrow;

@@ -1018,6 +1018,10 @@ class OpenObject:
         result = lib.bpf_map__set_initial_value(entry, ffi.from_buffer(section), len(section))
         _check("bpf_map__set_initial_value", result)
 
+    def follow_calls(self) -> None:
+        """Have the verifier follow the calls of what takes the context: Linux 5.10 takes it in no other way."""
+        lib.pyskl_follow_calls(self._object)
+
     def resize(self, name: str, max_entries: int) -> None:
         _check("bpf_map__set_max_entries", lib.bpf_map__set_max_entries(self._maps[name], max_entries))
 

@@ -39,11 +39,11 @@ def open_object(source: Source) -> _sys.OpenObject:
 
 def load(
     opened: _sys.OpenObject,
-    programs: Collection[str] | None,
-    constants: Mapping[str, Constant] | None,
-    max_entries: Mapping[str, int] | None,
-    reuse: Mapping[str, Map[Any, Any]] | None,
-    log_level: int,
+    programs: Collection[str] | None = None,
+    constants: Mapping[str, Constant] | None = None,
+    max_entries: Mapping[str, int] | None = None,
+    reuse: Mapping[str, Map[Any, Any]] | None = None,
+    log_level: int = 0,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Load an open object, or those of its programs: fds by name, which the caller owns."""
     if not 0 <= log_level <= _LOG_LEVEL_MAX:

@@ -12,11 +12,12 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pyskl import _sys, capabilities
+from pyskl import _sys, capabilities, loader
 from pyskl.errors import BpfError, VerifierError
 from pyskl.maps import LruHashMap
 from pyskl.netns import NetNS, netns_fd
 from pyskl.object import BpfObject
+from pyskl.program import adopt
 from pyskl.sockets import cookie_of_netns
 from pyskl.table import Table
 
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from pyskl.netns import NetNSLike
     from pyskl.program import Program
 
-_FOLDER = os.path.join(os.path.dirname(__file__), "bpf")
-# The second for kernels whose verifier does not take the first: 5.10.
-_OBJECTS = [os.path.join(_FOLDER, f"{name}.bpf.o") for name in ("dispatcher", "dispatcher_static")]
+_OBJECT = os.path.join(os.path.dirname(__file__), "bpf", "dispatcher.bpf.o")
 PROGRAM, EXPLAIN = "dispatch", "explain"
 SLOTS = 64
 # What programs of all versions share, if they have the same ABI.
@@ -64,17 +63,17 @@ ABI, SEED, NETNS_COOKIE, _NAMES, STICKY, TRACING, FULL_SPEED, NETNS_INODE = rang
 
 
 def load_object(**options: Any) -> BpfObject:
-    """Load the dispatcher's object as `BpfObject.load` does, in the form that this kernel takes.
+    """Load the dispatcher's object as `BpfObject.load` does, in the way that this kernel takes.
 
     Raises:
-        VerifierError: it takes none.
+        VerifierError: it takes it in none.
     """
-    first, second = _OBJECTS
     try:
-        return BpfObject.load(first, **options)
+        return BpfObject.load(_OBJECT, **options)
     except VerifierError as error:
-        with contextlib.suppress(VerifierError):
-            return BpfObject.load(second, **options)
+        with contextlib.suppress(VerifierError), loader.open_object(_OBJECT) as opened:
+            opened.follow_calls()
+            return BpfObject(*adopt(*loader.load(opened, **options)))
         raise error from None
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pyskl
 
 TOP = Path(__file__).parent.parent
 # What a build runs, beside the tools under test: found by setuptools, the compiler driver or the shell.
-TOOLS = ("cc", "clang", "llvm-strip")
+TOOLS = ("cc", "clang", "llvm-objcopy")
 
 
 @pytest.fixture
@@ -97,6 +99,13 @@ def test_the_package_ships_what_it_needs_and_no_source_of_c() -> None:
     names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     assert {"py.typed", "_libbpf.pyi", "bpf/redirect.bpf.o"} <= names
     assert not [name for name in names if name.endswith((".c", ".h"))]
+
+
+def test_of_the_source_an_object_has_the_first_line_of_each_function(caplog: pytest.LogCaptureFixture) -> None:
+    """So the verifier's log tells where it is, and the kernel, which takes all or one of each, takes them."""
+    caplog.set_level(logging.DEBUG, "pyskl.libbpf")
+    with pyskl.Program.load(pyskl.REDIRECT, log_level=2):
+        assert re.findall(r"(?m)^; (.*?)(?: @ .*)?$", caplog.text) == ["int redirect(struct bpf_sk_lookup *ctx)"]
 
 
 def test_what_to_install_is_said_where_libbpf_is_missing(tmp_path: Path) -> None:
