@@ -306,7 +306,9 @@ class build_ext(_build_ext):
         for extension in self.extensions:
             extension.include_dirs.append(str(HERE / "bpf"))
             extension.py_limited_api = STABLE_ABI is not None
-            extension.extra_compile_args += ["-O2", "-g0", "-fvisibility=hidden"]
+            extension.extra_compile_args += ["-g0", "-fvisibility=hidden"]
+            if " -O" not in f" {os.environ.get('CFLAGS', '')}":
+                extension.extra_compile_args.append("-O2")  # whatever the interpreter was built with
 
     def run(self) -> None:
         check_needs()

@@ -45,11 +45,12 @@ MACHINES = ("x86_64", "aarch64")
 GLIBC = "2.17"  # manylinux2014's
 POLICY = "manylinux2014"
 SIZE = 450_000  # bytes that a wheel may have; 145 KB are the extension, the rest Python, BPF and licences
-# Unused functions are left out by the linker. "-w": the libraries' warnings are their authors' business.
+# Unused functions are left out by the linker. The compiler's driver makes -Os of -Oz. "-w": the libraries' warnings are
+# their authors' business.
 UNWIND = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
-SMALL = ["-ffunction-sections", "-fdata-sections", "-flto", *UNWIND]
-COMPILE = ["-Oz", "-g0", "-fPIC", "-fvisibility=hidden", "-w", *SMALL]
-LINK = "-lelf -lz -flto -Os -Wl,--gc-sections -s"
+SMALL = ["-Os", "-Xclang", "-Oz", "-ffunction-sections", "-fdata-sections", "-flto", *UNWIND]
+COMPILE = ["-g0", "-fPIC", "-fvisibility=hidden", "-w", *SMALL]
+LINK = "-lelf -lz -flto -Os -Wl,--gc-sections -Wl,--hash-style=gnu -s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Library:
     headers: dict[str, list[str]]
     flags: list[str]
     config: str = ""
+    cut: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 LIBRARIES = [Library(**each) for each in PINS["library"]]
@@ -118,7 +120,8 @@ def apt() -> list[str]:
 
 def fetch(library: Library) -> Path:
     """Give the folder with a library's unpacked source, fetched once."""
-    folder = CACHE / f"{library.name}-{library.dsc[:16]}"
+    key = hashlib.sha256(f"{library.dsc}{library.cut}".encode()).hexdigest()
+    folder = CACHE / f"{library.name}-{key[:16]}"
     if folder.exists():
         return folder
     part = folder.with_suffix(".part")
@@ -129,6 +132,12 @@ def fetch(library: Library) -> Path:
     if sha256(dsc) != library.dsc:
         fail(f"{dsc.name} has not the sum that wheels.toml says")
     run("dpkg-source", "--no-check", "-x", dsc.name, "source", cwd=part)  # the signature; the sums are checked
+    for name, text in library.cut.items():
+        file = part / "source" / name
+        before, found, after = file.read_text().partition(text)
+        if not found or text in after:
+            fail(f"{name} of {library.name} is not as wheels.toml has it: {text!r}")
+        file.write_text(before + after)
     (part / "source").rename(folder)
     shutil.rmtree(part)
     return folder
@@ -252,6 +261,7 @@ def bill_of_materials() -> str:
             each.license,
             f"pkg:deb/debian/{each.name}@{each.version.replace(':', '%3A').replace('+', '%2B')}?arch=source",
             hashes=[{"alg": "SHA-256", "content": each.dsc}],
+            **({"pedigree": {"notes": f"cut: {each.cut}"}} if each.cut else {}),
         )
         for each in LIBRARIES
     ]
