@@ -188,8 +188,7 @@ ABI = (
     )
 )
 
-# A free-threaded interpreter has no stable ABI; every other one since 3.10 runs the same file.
-STABLE_ABI = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
+STABLE_ABI = "cp310"  # every interpreter since runs the same file
 
 # All that the build needs, whatever of it is missing: a package manager passes over what is there.
 INSTALL = (
@@ -209,6 +208,8 @@ HEADERS = {
 
 def check_needs() -> None:
     """End the build in one line that says what is missing, and what to install."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        sys.exit("error: pyskl is not for a free-threaded CPython, which has no stable ABI: use one with the GIL")
     compiler = os.environ.get("CC", "cc").split()
     missing = [tool for tool in (compiler[0], "clang", "llvm-objcopy") if not shutil.which(tool)]
     if not missing:
@@ -305,7 +306,7 @@ class build_ext(_build_ext):
         super().finalize_options()
         for extension in self.extensions:
             extension.include_dirs.append(str(HERE / "bpf"))
-            extension.py_limited_api = STABLE_ABI is not None
+            extension.py_limited_api = True
             extension.extra_compile_args += ["-g0", "-fvisibility=hidden"]
             if " -O" not in f" {os.environ.get('CFLAGS', '')}":
                 extension.extra_compile_args.append("-O2")  # whatever the interpreter was built with
@@ -340,7 +341,7 @@ class build_ext(_build_ext):
 
 class bdist_wheel(_bdist_wheel):
     def finalize_options(self) -> None:
-        self.py_limited_api = STABLE_ABI or False
+        self.py_limited_api = STABLE_ABI
         super().finalize_options()
 
     def run(self) -> None:

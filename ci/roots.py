@@ -52,6 +52,7 @@ class Project:
     folder: Path
     python: Path
     objects: Path
+    wheel: Path | None = None  # for the machines of another architecture, in place of one that is built for them
 
     def sources(self) -> Iterable[Path]:
         return (path for path in self.folder.iterdir() if not (path.is_dir() and path.name.startswith(".")))
@@ -126,7 +127,15 @@ def foreign(project: Project, arch: str, top: Path) -> None:
     platforms = (f"--platform={tag}_{machine}" for tag in tags)
     # Of the versions that compiled the tests.
     versions = (f"{each}=={version(each, project.python)}" for each in ("pytest", "hypothesis"))
-    pip("install", "--target", site, *interpreter, *platforms, cross_wheel(arch, top.parent / "wheel"), *versions)
+    pip(
+        "install",
+        "--target",
+        site,
+        *interpreter,
+        *platforms,
+        project.wheel or cross_wheel(arch, top.parent / "wheel"),
+        *versions,
+    )
     (top / "usr/local/bin").mkdir(parents=True, exist_ok=True)
     (top / "usr/local/bin/python").symlink_to(f"../../bin/python{FOREIGN_PYTHON}")
     settings = (path for name in SETTINGS.split() for path in Path("/").glob(name))

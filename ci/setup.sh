@@ -55,6 +55,12 @@ source_hash() {
         -not -path '*/__pycache__/*' -type f | LC_ALL=C sort | xargs cat; } | sha256sum | cut -c1-16
 }
 
+# The interpreter of a version of CPython, in PATH or pyenv's.
+interpreter() {
+    PYENV_VERSION=$(ls "${PYENV_ROOT:-$HOME/.pyenv}/versions" 2>/dev/null | grep -m1 "^$1\.") \
+        "python$1" -c 'import sys; print(sys.executable)' 2>/dev/null
+}
+
 install_missing
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 PYTHON=$PWD/.build/venv/bin/python

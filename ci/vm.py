@@ -290,6 +290,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"by default: {' '.join(default)}")
     parser.add_argument("--vng", action="store_true", help="boot with virtme-ng and kernels of the full flavour")
     parser.add_argument("--project", type=Path, help="run the tests of the project in this folder instead")
+    parser.add_argument("--wheel", type=Path, help="install this into the machines of another architecture")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds for the tests on one kernel (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many machines at a time (%(default)s)")
     parser.add_argument("--accelerator", choices=("kvm", "tcg"), help="instead of a trial whether KVM is usable")
@@ -300,6 +301,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args(words[:split])
     options.arguments = words[split + 1 :]
     options.project = options.project and (options.start / options.project).resolve()
+    options.wheel = options.wheel and (options.start / options.wheel).resolve()
     options.native = options.native and options.start / options.native
     options.kernels = options.kernels or default
     if unknown := set(options.kernels) - {*kernels()}:
@@ -339,7 +341,8 @@ def main(options: argparse.Namespace) -> int:
     given = [*fetched(chosen, flavour)]
     there = {kernel.name: folder for kernel, folder in given if isinstance(folder, Path)}
     say(f"kernels: {took()}")
-    project = Project(options.project or TOP, options.python, Path(os.environ["PYSKL_TEST_OBJECTS"]))
+    objects = Path(os.environ["PYSKL_TEST_OBJECTS"])
+    project = Project(options.project or TOP, options.python, objects, options.wheel)
     for kernel in chosen:
         job(kernel, project, options)
     with ThreadPoolExecutor(options.jobs) as pool, contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ziglang
+import zopfli.gzip
 import zopfli.zlib
 
 if sys.version_info >= (3, 11):
@@ -173,15 +175,14 @@ def target(prefix: Path) -> list[str]:
     return ["-target", f"{prefix.name}-linux-gnu.{GLIBC}"]
 
 
-def tools(prefix: Path) -> Path:
-    """Make a folder for PATH with `zig`, and a `clang` that compiles BPF with the headers pinned."""
+def tools(prefix: Path, *headers: Path) -> Path:
+    """Make a folder for PATH with `zig`, and a `clang` that compiles BPF with these folders of headers."""
     folder = prefix / "bin"
     folder.mkdir()
     (folder / "zig").symlink_to(ZIG / "zig")
-    headers = ZIG / "lib/libc/include"
+    found = " ".join(f"-isystem '{each}'" for each in headers)
     (folder / "clang").write_text(f"""#!/bin/sh
-exec '{ZIG}/zig' clang -resource-dir '{ZIG}/lib' -nostdlibinc "$@" '-I{prefix}/include' \\
-    -isystem '{headers}/any-linux-any' -isystem '{headers}/x86-linux-any'
+exec '{ZIG}/zig' clang -resource-dir '{ZIG}/lib' -nostdlibinc "$@" {found}
 """)
     (folder / "clang").chmod(0o755)
     return folder
@@ -208,11 +209,36 @@ def epoch() -> str:
 
 
 def sdist(folder: Path) -> Path:
-    """Give the archive of the sources, from which the wheels are built."""
+    """Give the archive of the sources, which the wheels are built from: its bytes depend on these and the time alone."""
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", folder, TOP)
     shutil.rmtree(TOP / f"{PROJECT['name']}.egg-info", ignore_errors=True)
     (made,) = folder.glob("*.tar.gz")
+    memory = io.BytesIO()
+    with tarfile.open(made) as tar, tarfile.open(fileobj=memory, mode="w") as out:
+        for member in sorted(tar.getmembers(), key=lambda each: each.name):
+            member.mtime, member.pax_headers = int(epoch()), {}
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if member.mode & stat.S_IXUSR else 0o644
+            out.addfile(member, tar.extractfile(member) if member.isfile() else None)
+    made.write_bytes(zopfli.gzip.compress(memory.getvalue()))
     return made
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    """Give the top of the sources, in a new folder."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder)  # noqa: S202 - our own, of a moment ago
+    (source,) = folder.iterdir()
+    return source
+
+
+def build_wheel(source: Path, out: Path, environment: dict[str, str], *options: str) -> Path:
+    """Give the wheel that the project's own build makes."""
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, *options, source)
+    run(*command, env=os.environ | environment)
+    (wheel,) = out.glob("*.whl")
+    return wheel
 
 
 def build(archive: Path, machine: str) -> Path:
@@ -224,24 +250,38 @@ def build(archive: Path, machine: str) -> Path:
     for library in LIBRARIES:
         compile_library(library, [ZIG / "zig"], prefix)
     python_headers(prefix)
-    with tarfile.open(archive) as tar:
-        tar.extractall(prefix / "source")  # noqa: S202 - our own, of a moment ago
-    (source,) = (prefix / "source").iterdir()
-    environment = os.environ | {
-        "PATH": f"{tools(prefix)}:{os.environ['PATH']}",
+    source = unpacked(archive, prefix / "source")
+    linux = (ZIG / f"lib/libc/include/{name}-linux-any" for name in ("any", "x86"))
+    environment = {
+        "PATH": f"{tools(prefix, prefix / 'include', *linux)}:{os.environ['PATH']}",
         "CC": " ".join(["zig", "cc", *target(prefix)]),
         "CFLAGS": " ".join([f"-I{os.path.relpath(prefix / 'include', source)}", *SMALL]),
         "LDFLAGS": f"-L{os.path.relpath(prefix / 'lib', source)} {LINK}",
         "SOURCE_DATE_EPOCH": epoch(),
     }
-    run(
-        *(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", prefix / "wheel"),
-        f"--config-setting=--build-option=--plat-name={POLICY}_{machine}",
-        source,
-        env=environment,
+    return build_wheel(
+        source, prefix / "wheel", environment, f"--config-setting=--build-option=--plat-name={POLICY}_{machine}"
     )
-    (wheel,) = (prefix / "wheel").glob("*.whl")
-    return wheel
+
+
+def objects(wheel: Path) -> dict[str, str]:
+    """Give the sums of the objects of BPF in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".bpf.o")]
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
+
+
+def check_objects(archive: Path, wheels: list[Path]) -> None:
+    """Fail where a wheel's objects are not those of a build for this system, with its headers and libbpf."""
+    prefix = WORK / "system"
+    shutil.rmtree(prefix, ignore_errors=True)
+    source = unpacked(archive, prefix / "source")
+    environment = {"PATH": f"{tools(prefix, Path('/usr/include'))}:{os.environ['PATH']}"}
+    built = objects(build_wheel(source, prefix / "wheel", environment))
+    for wheel in wheels:
+        if objects(wheel) != built:
+            fail(f"the objects of {wheel.name} are not those that the system's build makes with the same clang")
+    print(f"the same in all, and in a build for this system: {', '.join(built)}")
 
 
 # --- what it is accompanied by --------------------------------------------------------------------------------------
@@ -344,10 +384,10 @@ def check(wheel: Path, machine: str) -> None:
 
 
 def make(machines: list[str], out: Path) -> dict[str, str]:
-    """Build the sdist and the wheels from nothing but what was fetched; give the wheels' sums."""
+    """Build the sdist and the wheels from nothing but what was fetched; give their sums."""
     shutil.rmtree(WORK / "cache", ignore_errors=True)
     archive = sdist(out)
-    sums = {}
+    sums = {archive.name: sha256(archive)}
     for machine in machines:
         say(f"building for {machine}")
         made = complete(build(archive, machine), out)
@@ -361,7 +401,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ci/wheels", description=__doc__.partition("\n")[0])
     parser.add_argument("machines", nargs="*", metavar="MACHINE", help=f"{' or '.join(MACHINES)}; without any, both")
     parser.add_argument("-o", "--out", type=Path, default=TOP / "dist", help="the folder to put them into (dist/)")
-    parser.add_argument("--twice", action="store_true", help="build all twice, and compare")
+    parser.add_argument(
+        "--twice",
+        action="store_true",
+        help="build all twice, and compare; and the objects of BPF with a build for this system",
+    )
     given = parser.parse_args()
     machines = given.machines or list(MACHINES)
     unknown = sorted(set(machines) - set(MACHINES))
@@ -379,7 +423,8 @@ def main() -> None:
         shutil.rmtree(again, ignore_errors=True)
         again.mkdir()
         if make(machines, again) != sums:
-            fail(f"the wheels in {again} are not those in {out}")
+            fail(f"what is in {again} is not what is in {out}")
+        check_objects(next(out.glob("*.tar.gz")), [*out.glob("*.whl")])
     (out / f"{PROJECT['name']}-{PROJECT['version']}.cdx.json").write_text(bill_of_materials())
     say(f"done in {time.monotonic() - begun:.0f} s")
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,10 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
-def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def build(checkout: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command that makes the extension and the objects, with the tools of this interpreter alone."""
     return subprocess.run(
-        [sys.executable, "-c", "from setuptools import setup; setup()", "build_ext", "--inplace"],
+        [sys.executable, "-c", f"{before}from setuptools import setup; setup()", "build_ext", "--inplace"],
         cwd=checkout,
         env=os.environ | environment,
         capture_output=True,
@@ -80,6 +79,13 @@ def test_a_missing_header_ends_the_build_likewise(checkout: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_free_threaded_interpreter_is_refused(checkout: Path) -> None:
+    ran = build(checkout, before="import sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; ")
+    assert ran.returncode != 0
+    assert ran.stderr.splitlines()[-1].startswith("error: pyskl is not for a free-threaded CPython")
+
+
+@pytest.mark.slow
 def test_the_objects_are_the_same_bytes_wherever_they_are_built(checkout: Path) -> None:
     assert build(checkout).returncode == 0
     built = sorted(checkout.glob("pyskl/bpf/*.bpf.o"))
@@ -89,7 +95,6 @@ def test_the_objects_are_the_same_bytes_wherever_they_are_built(checkout: Path) 
         assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(shipped.read_bytes()).digest()
 
 
-@pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a free-threaded interpreter has no stable ABI")
 def test_the_extension_is_of_the_stable_abi() -> None:
     assert [path.name for path in Path(pyskl.__file__).parent.glob("_libbpf*.so")] == ["_libbpf.abi3.so"]
 
