@@ -16,7 +16,23 @@ install_packages() {
     fi
     say "apt-get install $*"
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    without_services apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Run apt-get so that no package starts a service of its own, now or at boot: invoke-rc.d(8), systemd.preset(5).
+without_services() {
+    local status=0 policy=/usr/sbin/policy-rc.d preset=/etc/systemd/system-preset/00-pyskl-ci.preset made=()
+    if [ ! -e "$policy" ]; then
+        made+=("$policy")
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    mkdir -p "${preset%/*}"
+    made+=("$preset")
+    echo 'disable *' >"$preset"
+    DEBIAN_FRONTEND=noninteractive "$@" || status=$?
+    rm -f "${made[@]}"
+    return "$status"
 }
 
 # The packages of commands that are not there, each as command:package.

@@ -112,6 +112,12 @@ def hold(request: Request) -> None:
 @click.option("--tcp", metavar="PREFIX", multiple=True, help="Steer TCP to this prefix; may be given again.")
 @click.option("--udp", metavar="PREFIX", multiple=True, help="Steer UDP to this prefix; may be given again.")
 @click.option("--ports", metavar="PORTS", multiple=True, help="Of the prefixes: 80 or 1024-65535; may be given again.")
+@click.option(
+    "--listen",
+    metavar="ADDRESS:PORT",
+    type=ADDRESS,
+    help="Bind the socket to it, for a program that must know; otherwise to a free port of the loopback address.",
+)
 @click.option("--stdio", is_flag=True, help="Start CMD for each connection, as its standard input and output.")
 @click.option(
     "--max-connections", type=click.IntRange(1), default=64, show_default=True, help="With --stdio: at a time."
@@ -122,6 +128,7 @@ def run(
     tcp: Sequence[str],
     udp: Sequence[str],
     ports: Sequence[str],
+    listen: Address | None,
     stdio: bool,
     max_connections: int,
     command: Sequence[str],
@@ -137,7 +144,7 @@ def run(
         raise click.UsageError("--stdio is for connections, and UDP has none: --udp can't go with it")
     if request.has_path:
         raise click.UsageError("run has a dispatcher of its own, without a folder: --path means nothing to it")
-    with request.netns() as netns, netns.visited(), run.listeners(wanted) as listeners:
+    with request.netns() as netns, netns.visited(), run.listeners(wanted, listen) as listeners:
         run.check_command(command[0])
         with Dispatcher.create(netns) as dispatcher:
             for listener in listeners:

@@ -24,6 +24,7 @@ from pyskl.systemd import LISTEN_FDS_START
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from pyskl.address import Address
     from pyskl.binding import Binding
 
 PASSED_ON: Final = (
@@ -54,27 +55,43 @@ class Listener(NamedTuple):
 
 
 @contextlib.contextmanager
-def listeners(bindings: Iterable[Binding]) -> Iterator[list[Listener]]:
+def listeners(bindings: Iterable[Binding], address: Address | None = None) -> Iterator[list[Listener]]:
     """Open a socket for each protocol of some bindings, of the family that they need, or of both.
 
-    It is bound to the loopback address, so that nothing but what is steered reaches it from elsewhere. One for both
-    families is bound to 127.0.0.1 as IPv6 writes it, which leaves it dual-stack, and is steered IPv6 to all the same.
+    Where no address is given it is bound to a free port of the loopback address, so that nothing but what is steered
+    reaches it from elsewhere. One for both families is bound to 127.0.0.1 as IPv6 writes it, which leaves it
+    dual-stack, and is steered IPv6 to all the same.
+
+    Raises:
+        ValueError: a socket that is bound to the address can't take what is for one of the families.
+        OSError: it can't be bound.
     """
     families: dict[Protocol, set[int]] = {}
     for binding in bindings:
         families.setdefault(binding.protocol, set()).add(binding.prefix.version)
     with contextlib.ExitStack() as opened:
-        yield [Listener(protocol, _listener(protocol, versions, opened)) for protocol, versions in families.items()]
+        yield [Listener(of, _listener(of, versions, address, opened)) for of, versions in families.items()]
 
 
-def _listener(protocol: Protocol, versions: set[int], opened: contextlib.ExitStack) -> socket.socket:
-    family = socket.AF_INET6 if 6 in versions else socket.AF_INET
+def _listener(
+    protocol: Protocol, versions: set[int], address: Address | None, opened: contextlib.ExitStack
+) -> socket.socket:
+    if address is None:
+        address = "::ffff:127.0.0.1" if len(versions) > 1 else "::1" if 6 in versions else "127.0.0.1", 0
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == Protocol.TCP else socket.SOCK_DGRAM
     sock = opened.enter_context(socket.socket(family, kind))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, protocol == Protocol.TCP)  # one that ended just now
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 4 not in versions)
-    host = "::ffff:127.0.0.1" if len(versions) > 1 else "::1" if 6 in versions else "127.0.0.1"
-    sock.bind((host, 0))
+    try:
+        sock.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "{}:{}".format(*address)) from None
+    if 6 in versions and family == socket.AF_INET:
+        raise ValueError(f"a socket that is bound to {address[0]} takes no IPv6")
+    if 4 in versions and family == socket.AF_INET6 and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        raise ValueError(f"a socket that is bound to {address[0]} takes no IPv4")
     if protocol == Protocol.TCP:
         sock.listen(_BACKLOG)
     return sock

@@ -688,6 +688,49 @@ def test_run_lets_go_of_a_socket_that_the_program_closed(netns: pyskl.NetNS) -> 
         assert process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("prefixes", "bound", "hosts"),
+    [
+        (["192.0.2.0/24"], "0.0.0.0:8080", ["192.0.2.7"]),
+        (["192.0.2.0/24"], "[::ffff:127.0.0.1]:8080", ["::ffff:192.0.2.7"]),
+        (["2001:db8::/32"], "[::1]:8080", ["2001:db8::7"]),
+        (["192.0.2.0/24", "2001:db8::/32"], "[::]:8080", ["::ffff:192.0.2.7", "2001:db8::7"]),
+    ],
+)
+def test_run_of_a_socket_that_is_bound_as_told(
+    netns: pyskl.NetNS, prefixes: list[str], bound: str, hosts: list[str]
+) -> None:
+    code = "import socket; s = socket.socket(fileno=3); print(*s.getsockname()[:2], flush=True); s.detach()\n" + RUN
+    how = [word for prefix in prefixes for word in ("--tcp", prefix)]
+    with running(netns, *how, "--listen", bound, code=code) as process:
+        host, _, port = bound.rpartition(":")
+        assert process.stdout.readline().split() == [host.strip("[]"), port]
+        for host in hosts:
+            assert ask(netns, host.removeprefix("::ffff:"), 80) == host
+        assert end(process, signal.SIGTERM)[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "bound", "status", "words"),
+    [
+        (["192.0.2.0/24"], "[::1]:8080", 2, "::1 takes no IPv4"),
+        (["2001:db8::/32"], "127.0.0.1:8080", 2, "127.0.0.1 takes no IPv6"),
+        (["192.0.2.0/24", "2001:db8::/32"], "0.0.0.0:8080", 2, "takes no IPv6"),
+        (["192.0.2.0/24", "2001:db8::/32"], "[::1]:8080", 2, "takes no IPv4"),
+        (["192.0.2.0/24"], "127.0.0.1:80", 1, "Address already in use: '127.0.0.1:80'"),
+        (["192.0.2.0/24"], "8.8.8.8:80", 1, "'8.8.8.8:80'"),
+    ],
+)
+def test_run_of_a_socket_that_can_not_be_bound_so(
+    netns: pyskl.NetNS, prefixes: list[str], bound: str, status: int, words: str
+) -> None:
+    how = [word for prefix in prefixes for word in ("--tcp", prefix)]
+    with support.tcp_listener(netns, "127.0.0.1", 80), running(netns, *how, "--listen", bound) as process:
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err.count("\n")) == (status, "", 1)
+        assert words in err
+
+
 def test_run_of_what_is_no_program(netns: pyskl.NetNS, tmp_path: Path) -> None:
     with netns.entered():
         for name, status in (("/nonexistent", 2), (str(tmp_path), 2), (str(_broken(tmp_path)), 1)):

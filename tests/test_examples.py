@@ -9,19 +9,25 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from support import TIMEOUT, certificate, eventually, new_socket, tcp_client
 
+import pyskl
+
 pytestmark = [pytest.mark.needs("sk_lookup", "sockmap", "netns_link"), pytest.mark.slow]
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
 V4, V6 = "192.0.2.0/24", "2001:db8::/64"
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 @contextlib.contextmanager
@@ -168,6 +174,61 @@ def test_honeypot(netns):
                 assert bytes.fromhex(event["data"]) == data
                 assert event["protocol"] == {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}[kind]
                 assert [event["destination"][0].removeprefix("::ffff:"), event["destination"][1]] == [host, port]
+
+
+@pytest.mark.skipif(not NGINX, reason="nginx is not installed")
+def test_nginx(netns, tmp_path):
+    """As it is installed, by the command of its configuration; a reload is noticed by nobody."""
+    configuration = (EXAMPLES / "nginx.conf").read_text()
+    _, _, line = next(line for line in configuration.splitlines() if "pyskl run" in line).partition("pyskl run ")
+    words = [{"nginx": NGINX, "/srv": tmp_path}.get(word, word) for word in shlex.split(line)]
+    words[-1] = EXAMPLES / "nginx.conf"
+    chosen, served = random.Random(3), set()
+    with netns.entered():
+        process = subprocess.Popen([sys.executable, "-I", "-m", "pyskl", "run", *words], stderr=subprocess.PIPE)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask():
+        host, port = f"192.0.2.{chosen.randrange(1, 255)}", chosen.randrange(1, 65536)
+        with netns.entered(), opener.open(f"http://{host}:{port}/{len(served)}", timeout=TIMEOUT) as response:
+            assert response.headers["Server"].startswith("nginx/")
+            assert response.read().decode() == f"you asked {host} port {port}\n"
+        served.add((host, port, len(served)))
+
+    def workers():
+        (master,) = children(process.pid)
+        return set(children(master))
+
+    with process:
+        try:
+            assert eventually(lambda: bool(pyskl.links(netns)) and not refused(ask))
+            for _ in range(100):
+                ask()
+            before = workers()
+            assert len(before) == 2
+            process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: ask() or (len(workers()) == 2 and not before & workers()))
+            process.send_signal(signal.SIGQUIT)
+            assert process.wait(TIMEOUT) == 0
+        finally:
+            if process.poll() is None:
+                process.terminate()
+    said = (tmp_path / "access.log").read_text().splitlines()
+    assert {line.rpartition(": ")[0].partition(" asked ")[2] for line in said} == {
+        f"{host} port {port} for /{number}" for host, port, number in served
+    }
+
+
+def refused(ask):
+    try:
+        ask()
+    except urllib.error.URLError:
+        return True
+    return False
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_prefork(netns):
