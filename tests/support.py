@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import itertools
 import json
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -482,11 +483,36 @@ def python(code: str, *arguments: str, **how: object) -> subprocess.CompletedPro
     return result
 
 
-def child(code: str, *arguments: object, ns: pyskl.NetNS | None = None, **how: Any) -> Child:
+def child(
+    code: str, *arguments: object, ns: pyskl.NetNS | None = None, started_by: Sequence[str] = (), **how: Any
+) -> Child:
     """A piece of Python beside the test, in a namespace; its standard streams are pipes."""
-    command = [sys.executable, "-I", "-W", "error", "-c", code, *map(str, arguments)]
+    command = [*started_by, sys.executable, "-I", "-W", "error", "-c", code, *map(str, arguments)]
     with contextlib.nullcontext() if ns is None else ns.entered():
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **how)
+        return subprocess.Popen(command, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, **how})
+
+
+@contextlib.contextmanager
+def handed_over(socks: Sequence[Any], names: str | None = None) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """How a service manager starts a program with sockets: the words before the program's own, and options of Popen.
+
+    ``LISTEN_PID`` and ``LISTEN_FDS`` of the environment stay, where it has them.
+    """
+    copies = [fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 100) for sock in socks]  # out of the way of fds 3, 4, …
+
+    def place() -> None:
+        for number, copy in enumerate(copies, 3):
+            os.dup2(copy, number)
+
+    script = (
+        'export LISTEN_PID="${LISTEN_PID-$$}" LISTEN_FDS="${LISTEN_FDS-$1}"; [ -z "$2" ] || export LISTEN_FDNAMES="$2"'
+    )
+    words = ["sh", "-c", f'{script}; shift 2; exec "$@"', "sh", str(len(socks)), names or ""]
+    try:
+        yield words, {"preexec_fn": place, "pass_fds": range(3, 3 + len(socks))}
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 def kill(process: Child) -> None:
@@ -554,11 +580,13 @@ def steered(ns: pyskl.NetNS, *socks: Any, **constants: Any) -> Iterator[pyskl.Pr
 # -- load ------------------------------------------------------------------------------------------
 
 _CLIENT = """
-import collections, errno, json, socket, struct, sys
-protocol, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+import collections, errno, itertools, json, select, socket, struct, sys
+protocol, port, count, until_told = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
 outcomes = collections.Counter()
-for number in range(count):
+for number in itertools.count():
+    if number >= count and not (until_told and not select.select([0], (), (), 0)[0]):
+        break
     try:
         with socket.socket(socket.AF_INET, kind) as client:
             client.settimeout(5)
@@ -591,10 +619,16 @@ while True:
 
 
 class Load:
-    """Clients, in processes of their own, that ask port 80 of the addresses of 192.0.2.0/24."""
+    """Clients, in processes of their own, that ask port 80 of the addresses of 192.0.2.0/24.
 
-    def __init__(self, ns: pyskl.NetNS, count: int, *, protocol: str = "tcp", clients: int = 2):
-        self._clients = [child(_CLIENT, protocol, 80, count // clients, ns=ns) for _ in range(clients)]
+    So many times in all; or more often, `until_told`, which asking for the outcomes does.
+    """
+
+    def __init__(
+        self, ns: pyskl.NetNS, count: int, *, protocol: str = "tcp", clients: int = 2, until_told: bool = False
+    ):
+        arguments = protocol, 80, count // clients, until_told
+        self._clients = [child(_CLIENT, *arguments, ns=ns) for _ in range(clients)]
 
     def __enter__(self) -> Load:
         return self

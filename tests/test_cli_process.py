@@ -250,27 +250,10 @@ def on_terminal(tool: Tool, *arguments: object) -> str:
 def register(tool: Tool, *arguments: object, socks: list[Any], names: str | None = None, **variables: str) -> Any:
     """`pyskl register` as a service manager starts it."""
     words = [*COMMAND, "register", *map(str, arguments), "--path", tool.path]
-    script = 'export LISTEN_PID="${LISTEN_PID-$$}" LISTEN_FDS="${LISTEN_FDS-$1}"; shift; exec "$@"'
-    copies = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in socks]  # out of the way of fds 3, 4, …
-
-    def place() -> None:
-        for number, copy in enumerate(copies, 3):
-            os.dup2(copy, number)
-
-    environment = {**os.environ, **variables, **({} if names is None else {"LISTEN_FDNAMES": names})}
-    try:
+    with support.handed_over(socks, names) as (before, how):
         return subprocess.run(
-            ["sh", "-c", script, "sh", str(len(socks)), *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment,
-            preexec_fn=place,
-            pass_fds=[*copies, *range(3, 3 + len(socks))],
+            [*before, *words], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}, **how
         )
-    finally:
-        for copy in copies:
-            os.close(copy)
 
 
 def test_register_what_was_inherited(tool: Tool) -> None:
@@ -539,20 +522,8 @@ def notifications_again(folder: Path) -> Any:
 
 
 def hold_with(tool: Tool, fds: list[int], name: str, environment: dict[str, str]) -> subprocess.Popen[str]:
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
-
-    def place() -> None:
-        for number, copy in enumerate(copies, 3):
-            os.dup2(copy, number)
-
-    names = ":".join([name] * len(fds))
-    script = f'export LISTEN_PID=$$ LISTEN_FDS={len(fds)} LISTEN_FDNAMES={names}; exec "$@"'
-    words = ["sh", "-c", script, "sh", *COMMAND, "hold", "--path", tool.path]
-    try:
-        return start(tool.ns, *words, env=environment, preexec_fn=place, pass_fds=range(3, 3 + len(fds)))
-    finally:
-        for copy in copies:
-            os.close(copy)
+    with support.handed_over(fds, ":".join([name] * len(fds))) as (before, how):
+        return start(tool.ns, *before, *COMMAND, "hold", "--path", tool.path, env=environment, **how)
 
 
 # -- run -----------------------------------------------------------------------------------------------------------

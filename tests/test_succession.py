@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""pyskl.TakeOver: generations of a daemon, each a process, of which no client notices that they change."""
+"""pyskl.TakeOver, step by step; under load it is in test_restarts.py."""
 
 from __future__ import annotations
 
@@ -7,74 +7,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 
 import pytest
-from support import LOAD, V4, Load, ask_tcp, ask_udp, child, kill, new_socket, readable, tcp_listener, udp_socket
+from support import V4, ask_tcp, ask_udp, child, kill, tcp_listener, udp_socket
 
 import pyskl
 
 pytestmark = [pytest.mark.needs("sk_lookup", "sockmap", "netns_link"), pytest.mark.slow]
-GENERATIONS = int(os.environ.get("PYSKL_TEST_GENERATIONS", "8"))
-
-_SERVER = """
-import contextlib, os, select, signal, socket, sys
-import pyskl
-
-path, pid_file, answer = sys.argv[1:]
-reads, writes = os.pipe2(os.O_NONBLOCK)
-signal.signal(signal.SIGTERM, lambda *_: os.write(writes, b"!"))  # an exception could hit a connection half-way
-
-def serve(connection):
-    with connection, contextlib.suppress(OSError):
-        connection.sendall(answer.encode())
-
-listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-with pyskl.Dispatcher.open(path) as dispatcher:
-    with pyskl.TakeOver(dispatcher, "web", listener, predecessor=pid_file) as place:
-        print(place.pid, flush=True)  # meanwhile clients wait in the backlog
-poller = select.poll()
-poller.register(listener, select.POLLIN)
-poller.register(reads, select.POLLIN)
-while reads not in (ready := [fd for fd, _ in poller.poll()]):
-    serve(listener.accept()[0])
-for connection, _ in pyskl.drain(listener):
-    serve(connection)
-listener.close()
-"""
-
-_ASYNC_SERVER = """
-import asyncio, contextlib, signal, socket, sys
-import pyskl
-
-path, pid_file, answer = sys.argv[1:]
-
-async def serve(_, writer):
-    with contextlib.suppress(OSError):
-        writer.write(answer.encode())
-        await writer.drain()
-    writer.close()
-
-async def main():
-    go = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, go.set)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    with pyskl.Dispatcher.open(path) as dispatcher:
-        async with pyskl.TakeOver(dispatcher, "web", listener, predecessor=pid_file) as place:
-            server = await asyncio.start_server(serve, sock=listener)
-            print(place.pid, flush=True)
-    await go.wait()
-    async for connection, _ in pyskl.drain(listener):
-        with connection:
-            await asyncio.get_running_loop().sock_sendall(connection, answer.encode())
-    server.close()
-    await asyncio.sleep(0)
-    while (tasks := asyncio.all_tasks() - {asyncio.current_task()}):
-        await asyncio.wait(tasks)
-
-asyncio.run(main())
-"""
 
 
 @contextlib.contextmanager
@@ -83,92 +22,6 @@ def pinned(ns, bpffs, protocol="tcp"):
         dispatcher.bind("web", protocol, "192.0.2.0/24", ports=80)
         yield dispatcher
         dispatcher.unload()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("code", [_SERVER, _ASYNC_SERVER], ids=["blocking", "asyncio"])
-def test_generations_of_a_daemon_lose_nobody(netns, bpffs, tmp_path, code):
-    """Each a process, which takes over while clients ask."""
-    with pinned(netns, bpffs) as dispatcher, contextlib.ExitStack() as stack:
-
-        def start():
-            arguments = dispatcher.path, tmp_path / "pid", len(processes)
-            processes.append(child(code, *arguments, ns=netns))
-            stack.callback(kill, processes[-1])
-            return processes[-1].stdout.readline()
-
-        processes: list[subprocess.Popen[str]] = []
-        under_load: set[str] = set()
-        assert start() == "None\n"
-        load = stack.enter_context(Load(netns, LOAD))
-        while load.running or len(processes) < GENERATIONS:
-            assert start() == f"{processes[-2].pid}\n"
-            if load.running:
-                under_load.add(str(len(processes) - 2))
-            assert processes[-2].wait(30) == 0
-        outcomes = load.outcomes()
-        processes[-1].send_signal(signal.SIGTERM)
-        assert processes[-1].wait(30) == 0
-    assert outcomes.total() == LOAD
-    assert outcomes.keys() <= {str(number) for number in range(len(processes))}
-    assert under_load
-    assert outcomes.keys() >= under_load  # each generation really served
-
-
-@pytest.mark.slow
-def test_under_hold_a_crash_refuses_nobody(netns, bpffs, tmp_path):
-    """SIGKILL of the newest, again and again: who comes before the next is there waits for it."""
-    with pinned(netns, bpffs) as dispatcher, contextlib.ExitStack() as stack:
-        dispatcher.set_policy("web", on_missing="hold")
-
-        def start():
-            processes.append(child(_SERVER, dispatcher.path, tmp_path / "pid", len(processes), ns=netns))
-            stack.callback(kill, processes[-1])
-            assert processes[-1].stdout.readline() == "None\n"
-
-        processes: list[subprocess.Popen[str]] = []
-        start()
-        load = stack.enter_context(Load(netns, LOAD))
-        for _ in range(3):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[-1].wait(1.5)  # time for those who wait to send their SYN again
-            processes[-1].kill()
-            processes[-1].wait()
-            start()
-        outcomes = load.outcomes()
-    assert outcomes.total() == LOAD
-    assert outcomes.keys() & {"ECONNREFUSED", "TimeoutError"} == set()
-    # Who was in the queues of one that was killed is reset: there is nobody who could have served them.
-    assert sum(count for how, count in outcomes.items() if not how.isdecimal()) < 4 * len(processes)
-
-
-def test_generations_of_a_udp_server_get_only_datagrams_of_flows_that_they_know(netns):
-    """20 of them, and 1,000 flows that go on, each with the one that it began with."""
-    generations, each = 20, 50
-    with pyskl.Dispatcher.create(netns) as dispatcher, contextlib.ExitStack() as stack:
-        dispatcher.bind("udp", "udp", "192.0.2.0/24", ports="1-65535")
-        dispatcher.set_policy("udp", udp_sticky=60)
-        endpoints, flows = [], []
-        for number in range(generations):
-            endpoints.append(stack.enter_context(pyskl.udp.Endpoint(udp_socket(netns))))
-            dispatcher.register("udp", endpoints[-1])
-            for client in range(each):
-                sock = stack.enter_context(new_socket(netns, socket.AF_INET, socket.SOCK_DGRAM))
-                sock.bind(("198.51.100.1", 0))
-                flows.append((sock, (f"192.0.2.{client + 1}", 1000 + len(flows)), number))
-            for sock, destination, _ in flows:
-                sock.sendto(b"?", destination)
-            for _ in flows:
-                (readable_one,) = readable(*(endpoint.sock for endpoint in endpoints))[:1]
-                served = next(endpoint for endpoint in endpoints if endpoint.sock is readable_one)
-                datagram = served.recv()
-                served.reply(datagram, str(endpoints.index(served)).encode())
-            for sock, destination, knows in flows:
-                assert sock.recvfrom(10) == (str(knows).encode(), destination)
-    assert len(flows) == 1000
-
-
-# -- what it does --------------------------------------------------------------------------------------------------
 
 
 _OBEDIENT = """
