@@ -66,7 +66,7 @@ def _registered(request: Request, done: str, registrations: Sequence[Registratio
 @click.option("--slot", type=SLOT, default=0, help="The first slot; more sockets of a kind take the next ones.")
 def register(request: Request, label: str, slot: int) -> None:
     """Register the sockets that this process inherited (LISTEN_FDS, as systemd sets it): all of them, or none."""
-    from pyskl.register import register_all  # noqa: PLC0415 - for this verb alone
+    from pyskl.register import register_inherited  # noqa: PLC0415 - for this verb alone
     from pyskl.systemd import inherited  # noqa: PLC0415
 
     found = inherited()
@@ -77,7 +77,7 @@ def register(request: Request, label: str, slot: int) -> None:
             "and by systemd-socket-activate",
         )
     with request.write() as dispatcher:
-        made = register_all(dispatcher, label, found, slot)
+        made = register_inherited(dispatcher, label, found, slot)
     _registered(request, "registered", made)
 
 

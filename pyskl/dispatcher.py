@@ -34,7 +34,7 @@ from pyskl.binding import (
 from pyskl.enums import Protocol
 from pyskl.labels import Labels
 from pyskl.pinned import PinnedStore
-from pyskl.registry import GROUPS, SLOTS, Registry, of_kind
+from pyskl.registry import GROUPS, SLOTS, Registry, Wanted, of_kind
 from pyskl.report import Count, Counters, Decision, Diff, LabelStatus, Registration, Status
 from pyskl.reuseport import siblings_of, socket_of
 from pyskl.store import ABI, EXPLAIN, FULL_SPEED, NETNS_COOKIE, NETNS_INODE, PROGRAM, STICKY, Store
@@ -501,17 +501,56 @@ class Dispatcher(Closable):
             ValueError: the label or the slot can't be.
             LimitReached: there is no room for one more socket or label.
         """
+        return self.register_all(label, sock, slot=slot)[0]
+
+    def register_all(self, label: str, *socks: Socket, slot: int = 0) -> tuple[Registration, ...]:
+        """Register several sockets under a label: all of them, or none. Each replaces another as `register` says.
+
+        The first of each protocol and family has this slot, and more of them the next ones. A socket that is given
+        twice is registered once.
+
+        Args:
+            label: the label.
+            socks: the sockets.
+            slot: 0 to 63.
+
+        Raises:
+            BadSocket: one of them can't be steered to. Nothing has changed.
+            ValueError: the label or a slot can't be, or there is no socket.
+            LimitReached: there is no room for so many more sockets, or for the label. Nothing has changed.
+            BpfError: the kernel refuses one of them. Nothing has changed.
+        """
         check_label(label)
+        if not socks:
+            raise ValueError("there is no socket to register")
         if not 0 <= (slot := operator.index(slot)) < SLOTS:
             raise ValueError(f"a slot is between 0 and {SLOTS - 1}, not {slot!r}")
         store = self._open_for("sockets")
-        facts = sockets.examine(sock, store.state[NETNS_INODE], store.state[NETNS_COOKIE])
+        examined = [
+            (sock, sockets.examine(sock, store.state[NETNS_INODE], store.state[NETNS_COOKIE])) for sock in socks
+        ]
+        wanted: dict[int, Wanted] = {}  # by cookie
+        next_slot: dict[int, int] = {}
+        for sock, facts in examined:
+            if facts.cookie in wanted:
+                continue
+            each = Wanted(slot, sock, facts)
+            each = each._replace(slot=next_slot.get(each.kind, slot))
+            if each.slot >= SLOTS:
+                raise ValueError(f"{len(socks)} sockets need more slots than there are from {slot} to {SLOTS - 1}")
+            next_slot[each.kind] = each.slot + 1
+            wanted[facts.cookie] = each
         with contextlib.ExitStack() as closing, store.writing() as table:
             number = self._labels.assign([label], lambda: self._unused(table))[label]
-            siblings = siblings_of(facts, store.netns) if facts.reuseport and store.netns else ()
-            copies = [closing.enter_context(sibling) for sibling in siblings]
-            self._registry.put(number, slot, sock, facts, copies, self._unused_groups)
-        return Registration(label, facts.protocol, facts.family, slot, facts.cookie, facts.address, alive=True)
+            for each in wanted.values():
+                if each.facts.reuseport and store.netns:
+                    copies = [closing.enter_context(copy) for copy in siblings_of(each.facts, store.netns)]
+                    wanted[each.facts.cookie] = each._replace(siblings=copies)
+            self._registry.put(number, [*wanted.values()], self._unused_groups)
+        return tuple(
+            Registration(label, facts.protocol, facts.family, slot, facts.cookie, facts.address, alive=True)
+            for slot, _, facts, _ in wanted.values()
+        )
 
     def register_pid(
         self,

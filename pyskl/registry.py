@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SLOTS = 64
 GROUPS = 4
 _RECORD = struct.Struct("=Q16sIHBB")  # struct pyskl_registered
+_NOBODYS = 0  # the first place of the sockmap: groups begin with 1
 _BUSY_TRIES = 100
 _BUSY_PAUSE = 0.001
 
@@ -42,6 +43,27 @@ class Slot(NamedTuple):
     kind: int
     slot: int
     place: int
+
+
+class Wanted(NamedTuple):
+    """A socket that is to be put into a slot.
+
+    Attributes:
+        slot: 0 to 63.
+        sock: the socket.
+        facts: about it.
+        siblings: other members of its SO_REUSEPORT group, to be selected when it has died.
+    """
+
+    slot: int
+    sock: Socket
+    facts: Steerable
+    siblings: Sequence[Socket] = ()
+
+    @property
+    def kind(self) -> int:
+        """The number of its kind of group."""
+        return kind_of(self.facts.protocol, self.facts.family)
 
 
 def kind_of(protocol: Protocol, family: int) -> int:
@@ -99,41 +121,57 @@ class Registry:
             return cookie, (socket.inet_ntop(socket.AF_INET6, raw), port, 0, scope)
         return cookie, (socket.inet_ntop(socket.AF_INET, raw[:4]), port)
 
-    def put(
-        self,
-        label: int,
-        slot: int,
-        sock: Socket,
-        facts: Steerable,
-        siblings: Sequence[Socket],
-        unused: Callable[[], set[int]],
-    ) -> None:
-        """Put a socket into a slot, in the place of what is there.
+    def put(self, label: int, wanted: Sequence[Wanted], unused: Callable[[], set[int]]) -> None:
+        """Put sockets into slots of a label, each in the place of what is there: all of them, or none.
+
+        What can fail is tried first, where no look-up sees it. Each of them is one step.
 
         Args:
             label: number of the label.
-            slot: 0 to 63.
-            sock: the socket.
-            facts: about it.
-            siblings: other members of its SO_REUSEPORT group, to be selected when it has died.
+            wanted: the sockets, no two of a kind for the same slot.
             unused: takes back and tells the groups that nothing uses; asked only when there are none left.
 
         Raises:
-            LimitReached: there is no room for one more; nothing has changed.
-            BpfError: the kernel refuses the socket; nothing has changed.
+            LimitReached: there is no room for so many more; nothing has changed.
+            BpfError: the kernel refuses a socket; nothing has changed.
         """
-        kind = kind_of(facts.protocol, facts.family)
-        group = self._labels[label * GROUPS + kind]
+        new = self._new_of(label, wanted)
+        if new and self._registered() + len(new) > self.limit:
+            unused()
+            new = self._new_of(label, wanted)  # the dead are gone from their slots
+        if new and self._registered() + len(new) > self.limit:
+            raise LimitReached(f"{self.limit} sockets can be registered; create the dispatcher with more max_sockets")
+        for each in wanted:
+            if each.facts.protocol == Protocol.UDP:
+                self._store(self._stayers, each.facts.cookie.to_bytes(8, sys.byteorder), each.sock)
+        if len(wanted) > 1:
+            self._try([each.sock for each in wanted])
+        for each in wanted:
+            self._put(label, each, unused)
+
+    def _registered(self) -> int:
+        return sum(map(int.bit_count, self._groups[::2]))
+
+    def _new_of(self, label: int, wanted: Iterable[Wanted]) -> list[Wanted]:
+        """List those whose slot is not filled."""
+        taken = {(each.kind, each.slot) for each in self.filled(label)}
+        return [each for each in wanted if (each.kind, each.slot) not in taken]
+
+    def _try(self, socks: Iterable[Socket]) -> None:
+        """Let the kernel say whether it takes these, in a place that belongs to no group."""
+        try:
+            for sock in socks:
+                self._store(self._sockets, _NOBODYS, sock)
+        finally:
+            with contextlib.suppress(NoSuchKey):
+                del self._sockets[_NOBODYS]
+
+    def _put(self, label: int, wanted: Wanted, unused: Callable[[], set[int]]) -> None:
+        slot, sock, facts, siblings = wanted
+        kind = wanted.kind
+        group = self._labels[label * GROUPS + kind] or self._new_group(unused)
         bit = 1 << slot
-        if not group or not self._groups[group * 2] & bit:
-            if sum(map(int.bit_count, self._groups[::2])) >= self.limit:
-                unused()
-            if sum(map(int.bit_count, self._groups[::2])) >= self.limit:
-                raise LimitReached(f"{self.limit} sockets are registered; create the dispatcher with more max_sockets")
-            group = group or self._new_group(unused)
         index = group * SLOTS + slot
-        if facts.protocol == Protocol.UDP:
-            self._store(self._stayers, facts.cookie.to_bytes(8, sys.byteorder), sock)
         self._part(label)
         before = self._records.get(index)
         self._records[index] = _pack(facts)

@@ -35,21 +35,21 @@ class TakeOver:
         with pyskl.TakeOver(dispatcher, "web", listener, predecessor="/run/web.pid"):
             start_serving(listener)
 
-    ``async with`` does the same without blocking the loop. Where a socket can't be registered, or the predecessor can't
-    be sent a signal, that one goes on.
+    ``async with`` does the same without blocking the loop. Where one of the sockets can't be registered, none is; then,
+    and where the predecessor can't be sent a signal, that one goes on with all of its own.
 
     Args:
         dispatcher: where the sockets are registered.
         label: under which.
-        socks: the sockets, of any protocol and family.
+        socks: the sockets, of any protocol and family: as for `Dispatcher.register_all`.
         predecessor: its pid, or the file that its pid is in: then this process's is written there, for its successor.
             None, a file that is not there yet, and a process that is gone: then there is none.
-        slot: as for `Dispatcher.register`.
+        slot: likewise.
         signal: what the predecessor understands as "go".
         timeout: how long it may take for that, in seconds; None: as long as it likes.
 
     Attributes:
-        registrations: of the sockets, in their order.
+        registrations: of the sockets, in their order, with the slot of each.
         pid: of the predecessor, or None.
 
     Raises:
@@ -57,7 +57,7 @@ class TakeOver:
         Busy: on entering: another process is taking the same place, for longer than `timeout`; `pid` tells which.
         PermissionError: the predecessor is another user's.
         ValueError: the file holds no pid, or the predecessor is this very process.
-        BadSocket, BpfError, and others: as `Dispatcher.register`.
+        BadSocket, BpfError, and others: as `Dispatcher.register_all`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TakeOver:
                 self._pidfd = os.pidfd_open(self.pid)
                 stack.callback(os.close, self._pidfd)
                 _signal.pidfd_send_signal(self._pidfd, 0)  # whether it may be sent one
-            self.registrations = tuple(self._dispatcher.register(label, sock, slot=slot) for sock in socks)
+            self.registrations = self._dispatcher.register_all(label, *socks, slot=slot)
             if file is not None:
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"{os.getpid()}\n{_start_time(os.getpid())}\n".encode(), 0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
+import socket
 
 import pytest
-from support import V4, ask_tcp, ask_udp, child, kill, tcp_listener, udp_socket
+from support import V4, ask_tcp, ask_udp, child, cookie, kill, tcp_listener, udp_socket
 
 import pyskl
 
@@ -76,6 +78,81 @@ def test_by_pid_by_another_signal_and_several_sockets(netns, bpffs):
             assert ask_tcp(netns, V4, 80, tcp) is tcp
             assert ask_udp(netns, V4, 80, udp) is udp
         assert predecessor.poll() == 0
+
+
+def test_more_sockets_of_a_kind_take_over_the_next_slots(netns, bpffs):
+    with pinned(netns, bpffs) as dispatcher, contextlib.ExitStack() as stack:
+        old = [stack.enter_context(tcp_listener(netns)) for _ in range(3)]
+        new = [stack.enter_context(tcp_listener(netns)) for _ in range(3)]
+        udp = stack.enter_context(udp_socket(netns))
+        dispatcher.register_all("web", *old, slot=61)
+        with pyskl.TakeOver(dispatcher, "web", new[0], udp, *new[1:], new[0], predecessor=None, slot=61) as place:
+            assert [(each.slot, each.cookie) for each in place.registrations] == [
+                (61, cookie(new[0])),
+                (61, cookie(udp)),
+                (62, cookie(new[1])),
+                (63, cookie(new[2])),
+            ]
+            assert place.registrations[:1] + place.registrations[2:] + place.registrations[1:2] == dispatcher.sockets()
+            assert len(dispatcher.maps["sockets"].items()) == 4
+
+
+@contextlib.contextmanager
+def refusing(ns, dispatcher, how):
+    """A socket that can't be registered, and the error."""
+    with tcp_listener(ns, reuseport=True) as sock, contextlib.ExitStack() as stack:
+        if how == "it is shut down":
+            sock.shutdown(socket.SHUT_RDWR)
+            yield sock, pyskl.BadSocket
+        elif how == "no room":  # but for one
+            while len(dispatcher.sockets()) < dispatcher.status().max_sockets - 1:
+                other = stack.enter_context(tcp_listener(ns))
+                dispatcher.register("other", other, slot=len(dispatcher.sockets("other")))
+            yield sock, pyskl.LimitReached
+        else:  # by the kernel, which has it in a map that bears no other
+            taken = stack.enter_context(pyskl.ReuseportSockArray.create(1))
+            taken[0] = sock
+            yield sock, pyskl.BpfError
+
+
+@pytest.mark.parametrize("how", ["it is shut down", "no room", "by the kernel"])
+def test_one_that_is_refused_keeps_all_from_taking_over(netns, bpffs, tmp_path, how):
+    """In whatever order they are given, and so whether another is in its slot, or none."""
+    path = tmp_path / "pid"
+    with (
+        pyskl.Dispatcher.create(netns, path=bpffs / "dispatcher", max_sockets=4) as dispatcher,
+        tcp_listener(netns) as old,
+        udp_socket(netns) as old_udp,
+        tcp_listener(netns) as new,
+        udp_socket(netns) as new_udp,
+        tcp_listener(netns, "::1") as another,
+        process(_OBEDIENT) as predecessor,
+    ):
+        for protocol in ("tcp", "udp"):
+            dispatcher.bind("web", protocol, "192.0.2.0/24", ports=80)
+        dispatcher.register_all("web", old, old_udp)
+        path.write_text(f"{predecessor.pid}")
+        with refusing(netns, dispatcher, how) as (bad, error):
+            before = dispatcher.sockets()
+            for socks in itertools.permutations([new, new_udp, another, bad]):
+                with pytest.raises(error):
+                    pyskl.TakeOver(dispatcher, "web", *socks, predecessor=path).__enter__()
+                assert dispatcher.sockets() == before
+                assert sorted(dispatcher.maps["sockets"].values()) == sorted(each.cookie for each in before)
+            assert ask_tcp(netns, V4, 80, old, new) is old
+            assert ask_udp(netns, V4, 80, old_udp, new_udp) is old_udp
+            assert path.read_text() == f"{predecessor.pid}"
+            assert predecessor.poll() is None
+        dispatcher.unload()
+
+
+def test_more_sockets_than_there_are_slots(netns, bpffs):
+    with pinned(netns, bpffs) as dispatcher, tcp_listener(netns) as one, tcp_listener(netns) as other:
+        with pytest.raises(ValueError, match="more slots"):
+            dispatcher.register_all("web", one, other, slot=63)
+        with pytest.raises(ValueError, match="no socket"):
+            dispatcher.register_all("web")
+        assert dispatcher.sockets() == ()
 
 
 @pytest.mark.parametrize("content", [None, "", "gone", "reused"])
