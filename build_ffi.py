@@ -170,7 +170,7 @@ void pyskl_table_set_policy(void *memory, uint32_t label, uint64_t policy);
 /* pyskl/_datagrams.c; pyskl/_sys.py reads and writes the structs as bytes. */
 struct pyskl_received { ...; };
 struct pyskl_outgoing { ...; };
-struct pyskl_batch { unsigned truncated; char *data; struct pyskl_received *received; ...; };
+struct pyskl_batch { unsigned truncated, coalesced; char *data; struct pyskl_received *received; ...; };
 struct pyskl_batch *pyskl_batch_new(unsigned count, size_t size);
 void pyskl_batch_free(struct pyskl_batch *batch);
 int pyskl_batch_receive(struct pyskl_batch *batch, int socket, unsigned count, size_t size);

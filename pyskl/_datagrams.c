@@ -16,16 +16,22 @@
 #ifndef IPV6_ORIGDSTADDR
 #define IPV6_ORIGDSTADDR 74
 #endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
 
 /* Addresses are as the kernel has them, with zeros after the shorter one. */
 struct pyskl_received {
-	uint32_t size, truncated;
+	uint32_t size;
+	uint16_t segment; /* the size of each datagram but the last, where it is several (UDP_GRO of udp(7)); else 0 */
+	uint16_t truncated;
 	struct sockaddr_in6 source, destination; /* the latter of family 0 where the kernel did not tell it */
 };
 
 struct pyskl_batch {
 	size_t size;
 	unsigned truncated; /* how many of those that came last were longer than there was room for */
+	unsigned coalesced; /* and how many were several datagrams */
 	char *data; /* `size` bytes for each datagram */
 	struct pyskl_received *received;
 	struct mmsghdr *messages;
@@ -75,13 +81,19 @@ static int take_error(int socket)
 	return error;
 }
 
-static void read_destination(struct sockaddr_in6 *to, struct msghdr *message)
+static void read_control(struct pyskl_received *received, struct msghdr *message)
 {
 	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each))
-		if (each->cmsg_level == IPPROTO_IP && each->cmsg_type == IP_ORIGDSTADDR)
-			memcpy(to, CMSG_DATA(each), sizeof(struct sockaddr_in));
-		else if (each->cmsg_level == IPPROTO_IPV6 && each->cmsg_type == IPV6_ORIGDSTADDR)
-			memcpy(to, CMSG_DATA(each), sizeof(*to));
+		if (each->cmsg_level == IPPROTO_IP && each->cmsg_type == IP_ORIGDSTADDR) {
+			memcpy(&received->destination, CMSG_DATA(each), sizeof(struct sockaddr_in));
+		} else if (each->cmsg_level == IPPROTO_IPV6 && each->cmsg_type == IPV6_ORIGDSTADDR) {
+			memcpy(&received->destination, CMSG_DATA(each), sizeof(received->destination));
+		} else if (each->cmsg_level == IPPROTO_UDP && each->cmsg_type == UDP_GRO) {
+			int segment;
+
+			memcpy(&segment, CMSG_DATA(each), sizeof(segment));
+			received->segment = segment < (int64_t)received->size ? segment : 0;
+		}
 }
 
 /* Receive up to `count` datagrams of up to `size` bytes, neither more than the batch has room for; how many came. A socket
@@ -90,7 +102,7 @@ static int pyskl_batch_receive(struct pyskl_batch *batch, int socket, unsigned c
 {
 	int came;
 
-	batch->truncated = 0;
+	batch->truncated = batch->coalesced = 0;
 	for (unsigned i = 0; i < count; i++) {
 		batch->received[i] = (struct pyskl_received){};
 		batch->vectors[i] = (struct iovec){ batch->data + i * batch->size, size ? size : 1 };
@@ -112,7 +124,8 @@ static int pyskl_batch_receive(struct pyskl_batch *batch, int socket, unsigned c
 		batch->received[i].size = size ? batch->messages[i].msg_len : 0;
 		batch->received[i].truncated = message->msg_flags & MSG_TRUNC || batch->messages[i].msg_len > size;
 		batch->truncated += batch->received[i].truncated;
-		read_destination(&batch->received[i].destination, message);
+		read_control(&batch->received[i], message);
+		batch->coalesced += batch->received[i].segment != 0;
 	}
 	return came;
 }

@@ -862,7 +862,7 @@ def table_set_policy(memory: memoryview, label: int, policy: int) -> None:
 
 
 # The structs of pyskl/_datagrams.c; an address is 28 bytes as the kernel has it (struct sockaddr_in6), or zeros.
-_RECEIVED: Final = struct.Struct("=II28s28s")
+_RECEIVED: Final = struct.Struct("=IHH28s28s")
 _OUTGOING: Final = struct.Struct("=iI28s28s")
 
 
@@ -885,7 +885,7 @@ class DatagramBatch:
         """recvmmsg(2) with MSG_WAITFORONE: up to `count` datagrams of up to `size` bytes.
 
         Gives the data, source and destination of each, the latter two as they stand in the mappings; and which of them
-        were longer than `size`.
+        were longer than `size`. Where the kernel has coalesced datagrams (UDP_GRO) there are more than `count`.
 
         Raises:
             OSError: as recv(2) of a socket says, so BlockingIOError where there is none.
@@ -893,16 +893,35 @@ class DatagramBatch:
         came = lib.pyskl_batch_receive(self._batch, fd, count, size)
         if came < 0:
             raise OSError(-came, os.strerror(-came))
+        if self._batch.coalesced:
+            return self._separate(came, sources, destinations)
         data = self._data
         if came == 1:  # the same in less time
-            size, cut, source, destination = _RECEIVED.unpack_from(self._received)
+            size, _, cut, source, destination = _RECEIVED.unpack_from(self._received)
             return [(data[:size], sources[source], destinations[destination])], [0] if cut else []
         received = self._received[: came * _RECEIVED.size]
-        cut = self._batch.truncated and [i for i, (_, cut, *_) in enumerate(_RECEIVED.iter_unpack(received)) if cut]
+        cut = self._batch.truncated and [i for i, (_, _, cut, *_) in enumerate(_RECEIVED.iter_unpack(received)) if cut]
         return [
             (data[place : place + size], sources[source], destinations[destination])
-            for place, (size, _, source, destination) in zip(self._places, _RECEIVED.iter_unpack(received))  # noqa: B905
+            for place, (size, _, _, source, destination) in zip(self._places, _RECEIVED.iter_unpack(received))  # noqa: B905
         ], cut or []
+
+    def _separate(
+        self, came: int, sources: Mapping[bytes, Name], destinations: Mapping[bytes, Name]
+    ) -> tuple[list[tuple[bytes, Name, Name]], list[int]]:
+        """Give what came as `receive` does, where some of it is several datagrams, one after the other in one place."""
+        separate: list[tuple[bytes, Name, Name]] = []
+        cut = []
+        for number in range(came):
+            size, segment, truncated, source, destination = _RECEIVED.unpack_from(
+                self._received, number * _RECEIVED.size
+            )
+            place = self._places[number]
+            together, step = self._data[place : place + size], segment or size or 1
+            parts = [together[start : start + step] for start in range(0, size or 1, step)]
+            separate += [(part, sources[source], destinations[destination]) for part in parts]
+            cut += [len(separate) - 1] if truncated else []
+        return separate, cut
 
 
 def outgoing(fd: int, size: int, to: bytes, source: bytes) -> bytes:

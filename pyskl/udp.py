@@ -12,11 +12,13 @@ from a socket bound there, of which an endpoint keeps those that it used last.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from pyskl import _sys
@@ -159,6 +161,7 @@ class Endpoint(Closable):
         self._ways = _Ways(self._sockaddrs, self._name)
         self._replies = ReplySockets(self._sock, max_reply_sockets)
         self._spare: list[_sys.DatagramBatch] = []
+        self._kept: deque[Datagram] = deque()  # what came coalesced with one that was given
 
     # -- what a socket has ---------------------------------------------------------------------------------------------
 
@@ -184,6 +187,7 @@ class Endpoint(Closable):
             self._sock.close()
             self._replies.clear()
             self._spare.clear()
+            self._kept.clear()
 
     @property
     def sock(self) -> socket.socket:
@@ -212,22 +216,41 @@ class Endpoint(Closable):
     def recv(self, bufsize: int = 65535) -> Datagram:
         """Receive one datagram; of one that is longer than `bufsize` bytes the rest is lost.
 
+        With UDP_GRO, the datagrams that came together with this one are given by the next calls, and select(2) and its
+        kin do not know of them: where these are waited on, `recv_many` is what to call.
+
         Raises:
             BlockingIOError: there is none, and the endpoint does not wait.
             TimeoutError: none came in time.
             OSError: what recv(2) of the socket says, an error that is pending on it among others.
         """
-        return self._receive(1, bufsize)[0]
+        came = self._kept and self._take_kept(1)
+        if not came:
+            came = self._receive(1, bufsize)
+            if len(came) > 1:
+                self._kept.extend(came[1:])
+        return came[0]
 
     def recv_many(self, n: int, bufsize: int = 65535) -> list[Datagram]:
         """Receive up to `n` datagrams at once, and at most 1024: recvmmsg(2). It waits for the first alone.
+
+        Where the socket has UDP_GRO (udp(7)), the kernel hands over several datagrams of one sender as one of up to
+        65,535 bytes. They are given as the datagrams that they were, all of them, so that there may be more than `n`;
+        `bufsize` is then for all that came together.
 
         Raises:
             BlockingIOError, TimeoutError, OSError: as `recv` does.
         """
         if n < 1:
             raise ValueError(f"at least one datagram is to be received, not {n}")
-        return self._receive(min(n, _MOST), bufsize)
+        return (self._kept and self._take_kept(n)) or self._receive(min(n, _MOST), bufsize)
+
+    def _take_kept(self, count: int) -> list[Datagram]:
+        taken: list[Datagram] = []
+        with contextlib.suppress(IndexError):  # no more, or another thread had it
+            while len(taken) < count:
+                taken.append(self._kept.popleft())
+        return taken
 
     def _receive(self, count: int, size: int) -> list[Datagram]:
         if size < 0:

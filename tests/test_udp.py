@@ -232,6 +232,65 @@ def test_what_is_longer_than_there_is_room_for_is_cut_and_says_so(netns):
         assert (datagram.data, datagram.truncated) == (b"", True)
 
 
+UDP_SEGMENT, UDP_GRO = 103, 104
+
+
+def send_together(client, to, data, size):
+    """As so many datagrams, which the network is not asked to take apart: UDP_SEGMENT."""
+    assert client.sendmsg([data], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", size))], 0, to) == len(data)
+
+
+@pytest.mark.parametrize("coalesced", [True, False])
+@CASES
+def test_coalesced_datagrams_are_given_as_what_they_were(netns, family, bound, coalesced):
+    """UDP_GRO, which the socket's owner has set."""
+    payload = random.Random(7).randbytes(1037)
+    parts = [payload[start : start + 100] for start in range(0, len(payload), 100)]
+    host, port = DESTINATION[family], 4242
+    with serving(netns, bound) as endpoint, asker(netns, family) as client:
+        endpoint.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, coalesced)
+        send_together(client, (host, port), payload, 100)
+        assert endpoint.sock.recv(2000) == (payload if coalesced else parts[0])  # what a plain socket gets
+        while not coalesced and readable(endpoint.sock, timeout=0):
+            endpoint.sock.recv(2000)
+
+        client.sendto(b"alone", (host, port))
+        client.sendto(b"", (host, port))
+        send_together(client, (host, port), payload, 100)
+        send_together(client, (host, port + 1), payload[:300], 100)
+        client.sendto(b"last", (host, port))
+        expected = [(data, (host, port)) for data in (b"alone", b"", *parts)]
+        expected += [*((data, (host, port + 1)) for data in parts[:3]), (b"last", (host, port))]
+        came = endpoint.recv_many(5 if coalesced else 100)
+        assert [(each.data, each.destination) for each in came] == expected
+        assert {each.source[1] for each in came} == {client.getsockname()[1]}
+        assert not any(each.truncated for each in came)
+        assert endpoint.send_many([each.reply(each.data) for each in came]) == len(expected)
+        assert [(data, source[:2]) for data, source in (client.recvfrom(2000) for _ in came)] == expected
+
+
+def test_coalesced_datagrams_one_by_one(netns):
+    with serving(netns) as endpoint, asker(netns) as client:
+        endpoint.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        send_together(client, (V4, 80), b"abcdefg", 2)
+        client.sendto(b"next", (V4, 80))
+        assert endpoint.recv().data == b"ab"
+        assert [each.data for each in endpoint.recv_many(2)] == [b"cd", b"ef"]
+        assert [each.data for each in endpoint.recv_many(9)] == [b"g"]  # what is here already, without asking for more
+        assert endpoint.recv().data == b"next"
+        send_together(client, (V4, 80), b"abcdefg", 2)
+        assert [(each.data, each.truncated) for each in endpoint.recv_many(1, 5)] == [
+            (b"ab", False),
+            (b"cd", False),
+            (b"e", True),
+        ]
+        send_together(client, (V4, 80), b"abcdefg", 2)
+        assert endpoint.recv().data == b"ab"
+        endpoint.close()
+        with pytest.raises(ValueError):
+            endpoint.recv()
+
+
 @FAMILIES
 def test_the_largest_datagrams_go_both_ways(netns, family, bound):
     largest = 65507 if family == "v4" else 65527

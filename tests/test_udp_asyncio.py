@@ -11,6 +11,7 @@ import gc
 import pickle
 import random
 import socket
+import struct
 
 import pytest
 from support import IPV6_FREEBIND, TIMEOUT, V4, certificate, family_of, ip, new_socket, steered, udp_socket
@@ -210,6 +211,23 @@ def test_what_sendto_takes(run, netns):
                 for wrong in (None, ("nowhere.example", 1), (V4, 99999)):
                     with pytest.raises(ValueError, match=r"address|port"):
                         transport.sendto(b"x", wrong)
+
+    run(main())
+
+
+def test_all_of_what_came_coalesced_is_handed_on(run, netns):
+    """UDP_GRO: more than are received at once, by one event."""
+
+    async def main():
+        async with serving(netns) as (transport, protocol):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_UDP, 104, 1)  # UDP_GRO
+            with asker(netns) as sock:
+                segment = (socket.IPPROTO_UDP, 103, struct.pack("=H", 2))  # UDP_SEGMENT
+                parts = [b"%02d" % number for number in range(60)]
+                sock.sendmsg([b"".join(parts)], [segment], 0, (V4, 80))
+                for part in parts:
+                    assert await received(sock) == (part, (V4, 80))
+            assert [event[0] for event in protocol.events[1:]] == parts
 
     run(main())
 
