@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Measure pyskl.udp against Python's own sockets and against C: nanoseconds of CPU time for each datagram.
+"""Measure pyskl.udp against Python's own sockets and against C: CPU time for each datagram, python tests/bench/udp.py.
 
-The rounds of all take turns, in a network namespace of their own. A round's datagrams wait in the receive buffer before
-the clock starts, so that only the server is measured.
+The rounds of all take turns, in a network namespace of their own, and are compared round by round. A round's datagrams
+wait in the receive buffer before the clock starts, so that only the server is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ DATAGRAMS, SIZE, TOGETHER = 2000, 64, 64  # as in udp.c
 SO_RCVBUFFORCE = 33
 PREFIX = "192.0.2."
 OWN_PORT = 5353
-PLAIN = "recvfrom(), sendto()"
+PLAIN = {"receive": "recvfrom()", "echo": "recvfrom(), sendto()"}
+IN_C = {"receive": "recvmmsg(), C", "echo": "recvmmsg(), sendmmsg(), C"}
 
 Serve = Callable[[], None]
 
@@ -123,23 +124,15 @@ def sides(stack: contextlib.ExitStack, binary: Path) -> Iterator[tuple[str, Aske
 
     plain = stack.enter_context(bound())
     own = stack.enter_context(Endpoint(bound()))
-    for what, in_c, in_python in (
-        (
-            "receive",
-            "recvmmsg(), C",
-            [("recvfrom()", receive_plain), ("recv()", receive_one), ("recv_many()", receive_many)],
-        ),
-        (
-            "echo",
-            "recvmmsg(), sendmmsg(), C",
-            [(PLAIN, echo_plain), ("recv(), reply()", echo_one), ("recv_many(), send_many()", echo_many)],
-        ),
+    for what, in_python in (
+        ("receive", [(receive_plain, ""), (receive_one, "recv()"), (receive_many, "recv_many()")]),
+        ("echo", [(echo_plain, ""), (echo_one, "recv(), reply()"), (echo_many, "recv_many(), send_many()")]),
     ):
-        yield f"{what}: {in_c}", stack.enter_context(Side(str(binary), what))
-        for name, make in in_python:
+        yield f"{what}: {IN_C[what]}", stack.enter_context(Side(str(binary), what))
+        for make, name in in_python:
             sock = plain if "plain" in make.__name__ else own
-            yield f"{what}: {name}", Asker(make(sock), [sock.getsockname()])
-    for where, destinations in (("100 addresses", addresses), ("100 ports", ports)):
+            yield f"{what}: {name or PLAIN[what]}", Asker(make(sock), [sock.getsockname()])
+    for where, destinations in (("100 hosts", addresses), ("100 ports", ports)):
         yield f"echo, {where}: recv(), reply()", Asker(echo_one(steered), destinations)
         yield f"echo, {where}: recv_many(), send_many()", Asker(echo_many(steered), destinations)
 
@@ -166,21 +159,20 @@ def main() -> None:
                 spent = side.round()
                 if number:  # the first is to warm up
                     rounds[name] += spent
-    medians = {name: statistics.median(spent) for name, spent in rounds.items()}
-    print(
-        *table(
-            [
-                Figure(name, "ns", spent, note=f"{medians[name] / medians[reference(name)]:.2f} times the plain socket")
-                for name, spent in rounds.items()
-            ]
-        ),
-        sep="\n",
-    )
+    print(*table(list(figures(rounds))), sep="\n")
 
 
-def reference(name: str) -> str:
-    """Name what Python's own socket does in the same place."""
-    return "receive: recvfrom()" if name.startswith("receive") else f"echo: {PLAIN}"
+def figures(rounds: dict[str, list[float]]) -> Iterator[Figure]:
+    for whose, other in (("times the plain socket", PLAIN), ("times C", IN_C)):
+        for name, spent in rounds.items():
+            what, _, how = name.partition(": ")
+            theirs = other[what.partition(",")[0]]
+            if how == theirs or how in IN_C.values():
+                continue
+            ratios = [one / two for one, two in zip(spent, rounds[f"{what.partition(',')[0]}: {theirs}"], strict=True)]
+            yield Figure(name, whose, ratios, note=f"{statistics.median(spent):.0f} ns")
+    for name in (f"{what}: {how[what]}" for what in PLAIN for how in (PLAIN, IN_C)):
+        yield Figure(name, "ns", rounds[name])
 
 
 if __name__ == "__main__":
