@@ -420,9 +420,9 @@ sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind(("127.0.0.1", 0))
 endpoint = pyskl.udp.Endpoint(sock)
 flows, served, strangers, going = set(), 0, 0, False
-with pyskl.Dispatcher.open(sys.argv[3]) as dispatcher:
-    dispatcher.register("web", endpoint)
-tell("ready")
+with pyskl.Dispatcher.open(sys.argv[3]) as dispatcher, contextlib.suppress(TimeoutError):  # it has flows, and stays
+    with pyskl.TakeOver(dispatcher, "web", endpoint, predecessor=sys.argv[4], timeout=0):
+        tell("ready")
 while flows or not going:
     those = ready(endpoint.fileno(), *[reads][going:])
     going = going or reads in those
@@ -497,24 +497,22 @@ print(json.dumps({"made": made, **outcomes}))
 """
 
 
-def test_udp_flows_stay_with_the_process_that_knows_them(netns, bpffs, generations):
+def test_udp_flows_stay_with_the_process_that_knows_them(netns, bpffs, tmp_path, generations):
     """20 generations and 1,000 long flows, which go on all the time, beside short ones that begin and end meanwhile."""
     count, each = 20, 50
     with pinned(netns, bpffs, "udp", ports="1-65535") as dispatcher, contextlib.ExitStack() as stack:
         dispatcher.set_policy("web", udp_sticky=60)
         processes, client = [], None
         for number in range(count):
-            processes.append(generations.start(_KNOWS_ITS_FLOWS, number, dispatcher.path))
+            processes.append(generations.start(_KNOWS_ITS_FLOWS, number, dispatcher.path, tmp_path / "pid"))
             generations.told(number, "ready")
-            if number:
-                processes[-2].terminate()  # it ends with the last of its flows
-            else:
+            if not number:
                 client = child(_FLOWS, ns=netns)
                 stack.callback(kill, client)
             client.stdin.write(f"{each}\n")
             client.stdin.flush()
             assert client.stdout.readline() == f"{number}\n"  # new ones at once with the new generation
-        assert [process.poll() for process in processes] == [None] * count
+        assert [process.poll() for process in processes] == [None] * count  # each ends with the last of its flows
         processes[-1].terminate()
         outcomes = json.loads(client.communicate(timeout=PATIENCE)[0])
         assert outcomes.keys() == {"made", "answered"}  # nobody without an answer, and none by another than before
