@@ -209,7 +209,7 @@ def epoch() -> str:
 
 
 def sdist(folder: Path) -> Path:
-    """Give the archive of the sources, which the wheels are built from: its bytes depend on these and the time."""
+    """Give the archive of the sources, which the wheels are built from; its bytes depend on these and the time."""
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", folder, TOP)
     shutil.rmtree(TOP / f"{PROJECT['name']}.egg-info", ignore_errors=True)
     (made,) = folder.glob("*.tar.gz")
