@@ -15,13 +15,16 @@ chroot_of() {
     echo "$folder"
 }
 
-# A shell script inside a chroot, with a /proc, /sys and /dev that go when it ends.
+# A shell script inside a chroot, with a /proc, /sys and /dev that go when it ends. What tests count is the whole machine's:
+# they take turns, whichever root they have.
 inside() {
     unshare --mount --fork --kill-child bash -c '
         mount --bind "$0" "$0"
         mount -t proc proc "$0/proc"
         mount --rbind /sys "$0/sys"
         mount --bind /dev "$0/dev"
+        touch /tmp/pyskl-tests.lock "$0/tmp/pyskl-tests.lock"
+        mount --bind /tmp/pyskl-tests.lock "$0/tmp/pyskl-tests.lock"
         exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
             chroot "$0" bash -euo pipefail -c "$1"' "$@"
 }

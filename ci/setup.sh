@@ -77,6 +77,18 @@ interpreter() {
         "python$1" -c 'import sys; print(sys.executable)' 2>/dev/null
 }
 
+# The tests' objects, for where there is no compiler.
+compile_test_objects() {
+    local source object
+    export PYSKL_TEST_OBJECTS=$PWD/.build/objects
+    mkdir -p "$PYSKL_TEST_OBJECTS"
+    for source in tests/bpf/*.bpf.c; do
+        object=$PYSKL_TEST_OBJECTS/$(basename "$source" .c).o
+        [ "$object" -nt "$source" ] || clang -O2 -g -Wall -Werror -target bpf "-I/usr/include/$(uname -m)-linux-gnu" \
+            -c "$source" -o "$object"
+    done
+}
+
 install_missing
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 PYTHON=$PWD/.build/venv/bin/python
