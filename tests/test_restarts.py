@@ -303,15 +303,14 @@ def test_fork_and_exec_with_inherited_fds(generations):
     def restart(number):
         if not number and number is not None:
             generations.start(_EXECUTES_ITS_SUCCESSOR, 0)
-        for pid in running.values():  # one
-            os.kill(pid, signal.SIGTERM if number is None else signal.SIGHUP)
+        before = list(running)  # one
+        for each in before:
+            os.kill(running[each], signal.SIGTERM if number is None else signal.SIGHUP)
         if number is not None:
-            pid = generations.told(number, "ready")
-        for before in list(running):
-            generations.told(before, "answered")
-            assert os.waitpid(running.pop(before), 0)[1] == 0  # an orphan, once its parent is gone
-        if number is not None:
-            running[number] = pid
+            running[number] = generations.told(number, "ready")
+        for each in before:
+            generations.told(each, "answered")
+            assert os.waitpid(running.pop(each), 0)[1] == 0  # an orphan, once its parent is gone
 
     try:
         generations.under_load(restart, "tcp")
