@@ -49,6 +49,8 @@ SO_NETNS_COOKIE = 71
 IP_RECVORIGDSTADDR = 20
 IPV6_RECVORIGDSTADDR = 74
 IPV6_FREEBIND = 78
+UDP_SEGMENT = 103
+UDP_GRO = 104
 IPPROTO_MPTCP = 262
 IPPROTO_UDPLITE = 136
 
@@ -224,6 +226,21 @@ def silence(sock: socket.socket) -> socket.socket:
     program = struct.pack("@HP", 1, ctypes.addressof(code))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
     return sock
+
+
+def send_together(client: socket.socket, to: tuple[str, int], data: bytes, size: int) -> None:
+    """Datagrams of so many bytes, as one that is taken apart as late as can be: UDP_SEGMENT."""
+    segment = socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", size)
+    assert client.sendmsg([data], [segment], 0, to) == len(data)
+
+
+def needs_coalescing(ns: pyskl.NetNS) -> None:
+    """Skip where datagrams that were sent together do not arrive so: over loopback, Linux 5.10 takes them apart."""
+    with udp_socket(ns) as server, udp_socket(ns) as client:
+        server.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        send_together(client, server.getsockname(), b"abcd", 2)
+        if server.recv(9) != b"abcd":
+            unavailable("udp_gro", "over loopback this kernel coalesces nothing")
 
 
 # -- questions -------------------------------------------------------------------------------------

@@ -22,15 +22,18 @@ from support import (
     IPV6_FREEBIND,
     LOAD,
     TIMEOUT,
+    UDP_GRO,
     V4,
     V6,
     ask_udp,
     family_of,
     fds,
     ip,
+    needs_coalescing,
     new_socket,
     python,
     readable,
+    send_together,
     steered,
     udp_client,
     udp_socket,
@@ -232,14 +235,6 @@ def test_what_is_longer_than_there_is_room_for_is_cut_and_says_so(netns):
         assert (datagram.data, datagram.truncated) == (b"", True)
 
 
-UDP_SEGMENT, UDP_GRO = 103, 104
-
-
-def send_together(client, to, data, size):
-    """As so many datagrams, which the network is not asked to take apart: UDP_SEGMENT."""
-    assert client.sendmsg([data], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", size))], 0, to) == len(data)
-
-
 @pytest.mark.parametrize("coalesced", [True, False])
 @CASES
 def test_coalesced_datagrams_are_given_as_what_they_were(netns, family, bound, coalesced):
@@ -247,6 +242,8 @@ def test_coalesced_datagrams_are_given_as_what_they_were(netns, family, bound, c
     payload = random.Random(7).randbytes(1037)
     parts = [payload[start : start + 100] for start in range(0, len(payload), 100)]
     host, port = DESTINATION[family], 4242
+    if coalesced:
+        needs_coalescing(netns)
     with serving(netns, bound) as endpoint, asker(netns, family) as client:
         endpoint.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, coalesced)
         send_together(client, (host, port), payload, 100)
@@ -270,6 +267,7 @@ def test_coalesced_datagrams_are_given_as_what_they_were(netns, family, bound, c
 
 
 def test_coalesced_datagrams_one_by_one(netns):
+    needs_coalescing(netns)
     with serving(netns) as endpoint, asker(netns) as client:
         endpoint.sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         send_together(client, (V4, 80), b"abcdefg", 2)

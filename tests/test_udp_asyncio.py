@@ -11,10 +11,22 @@ import gc
 import pickle
 import random
 import socket
-import struct
 
 import pytest
-from support import IPV6_FREEBIND, TIMEOUT, V4, certificate, family_of, ip, new_socket, steered, udp_socket
+from support import (
+    IPV6_FREEBIND,
+    TIMEOUT,
+    UDP_GRO,
+    V4,
+    certificate,
+    family_of,
+    ip,
+    needs_coalescing,
+    new_socket,
+    send_together,
+    steered,
+    udp_socket,
+)
 
 import pyskl
 from pyskl.udp import create_datagram_endpoint
@@ -220,15 +232,15 @@ def test_all_of_what_came_coalesced_is_handed_on(run, netns):
 
     async def main():
         async with serving(netns) as (transport, protocol):
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_UDP, 104, 1)  # UDP_GRO
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
             with asker(netns) as sock:
-                segment = (socket.IPPROTO_UDP, 103, struct.pack("=H", 2))  # UDP_SEGMENT
                 parts = [b"%02d" % number for number in range(60)]
-                sock.sendmsg([b"".join(parts)], [segment], 0, (V4, 80))
+                send_together(sock, (V4, 80), b"".join(parts), 2)
                 for part in parts:
                     assert await received(sock) == (part, (V4, 80))
             assert [event[0] for event in protocol.events[1:]] == parts
 
+    needs_coalescing(netns)
     run(main())
 
 
