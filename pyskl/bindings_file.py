@@ -68,8 +68,11 @@ def load(text: str | bytes, *, name: str = "") -> BindingsFile:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         if name.endswith(".json") or (not name.endswith(".toml") and text.lstrip().startswith("{")):
-            return _read(_parse_json(text))
-        return _read(_parse_toml(text))
+            document = _parse_json(text)
+        else:
+            document = _parse_toml(text)
+        del text  # a file of a million bindings is large, and what is made of it larger
+        return _read(document)
     except (TypeError, ValueError, RecursionError) as error:
         raise BindingsFileError(f"{name}: {error}" if name else str(error)) from error
 
@@ -84,6 +87,9 @@ def _parse_json(text: str) -> object:
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Make a dict, in which no key was given twice."""
     made = dict(pairs)
+    label = made.get("label")
+    if type(label) is str:  # one text for all entries of a label
+        made["label"] = sys.intern(label)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)

@@ -212,6 +212,20 @@ def table(figures: Sequence[Figure]) -> Iterator[str]:
     yield "* the median misses the goal"
 
 
+def report(figures: Sequence[Figure], target: Path) -> None:
+    """Write figures as JSON, with what they were measured on."""
+    document = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "figures": [{**each._asdict(), "quartiles": each.quartiles} for each in figures],
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, default=Path(".build/bench.json"), metavar="FILE")
@@ -234,15 +248,7 @@ def main() -> None:
             *measure_service(few),
         ]
     print(*table(figures), sep="\n")
-    report = {
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "figures": [{**each._asdict(), "quartiles": each.quartiles} for each in figures],
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    report(figures, options.json)
 
 
 if __name__ == "__main__":
