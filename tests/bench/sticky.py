@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import random
 import socket
 import statistics
 import subprocess
@@ -68,8 +69,7 @@ class Subject:
             ):
                 subprocess.run(["ip", *command.split()], check=True)
             server, self._client = (opened.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
-            objects = [str(without)] * 2 if kind == "without" else store._OBJECTS
-            with mock.patch.object(store, "_OBJECTS", objects):
+            with mock.patch.object(store, "_OBJECT", str(without) if kind == "without" else store._OBJECT):
                 self._dispatcher = opened.enter_context(pyskl.Dispatcher.create())
         server.bind(("127.0.0.1", 0))
         _sys.mute(server.fileno())
@@ -126,19 +126,21 @@ def figures(rounds: dict[tuple[str, str], list[tuple[float, float]]]) -> Iterato
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=10, help="with the same dispatchers")
+    parser.add_argument("--places", type=int, default=8, help="how often these are made anew, elsewhere in memory")
     options = parser.parse_args()
-    with contextlib.ExitStack() as opened:
-        without = compile_without(Path(opened.enter_context(tempfile.TemporaryDirectory())))
-        opened.enter_context(counted())
-        subjects = {kind: Subject(kind, opened, without) for kind in DISPATCHERS}
-        rounds: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for number in range(options.rounds + 1):
-            for flows in FLOWS:
-                for kind, subject in subjects.items():
-                    spent = subject.round(flows)
-                    if number:  # the first is to warm up
-                        rounds.setdefault((kind, flows), []).append(spent)
+    rounds: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, counted():
+        without = compile_without(Path(folder))
+        for _ in range(options.places):
+            with contextlib.ExitStack() as opened:
+                order = random.sample(DISPATCHERS, len(DISPATCHERS))
+                subjects = {kind: Subject(kind, opened, without) for kind in order}
+                for number, flows in itertools.product(range(options.rounds + 1), FLOWS):
+                    for kind, subject in subjects.items():
+                        spent = subject.round(flows)
+                        if number:  # the first is to warm up
+                            rounds.setdefault((kind, flows), []).append(spent)
     print(*table(list(figures(rounds))), sep="\n")
 
 
