@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ def main() -> int:
     Returns:
         The exit status.
     """
+    gc.disable()  # nothing of what is imported is garbage
     try:
         from pyskl import cli  # noqa: PLC0415 - what it needs may be missing
     except ModuleNotFoundError as error:
@@ -25,6 +27,8 @@ def main() -> int:
         extra = _EXTRAS[package]
         print(f"pyskl: the command needs {package}: pip install 'pyskl[{extra}]'", file=sys.stderr)  # noqa: T201
         return 1
+    gc.freeze()  # nor is it walked at the end, which takes as long as a short verb does
+    gc.enable()
     status = cli.main()
     if sys.stdout is not None:
         try:

@@ -20,7 +20,7 @@ from pyskl.enums import Protocol
 from pyskl.errors import BindingsFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pyskl.binding import Binding
 
@@ -244,16 +244,23 @@ def dump(bindings: Iterable[Binding], policies: Mapping[str, Policy] | None, for
 
 
 def _dump_json(bindings: Iterable[Binding], policies: Mapping[str, Policy] | None) -> str:
-    lines = []
-    for binding in bindings:
-        label, protocol, prefix, *ports = binding._words()
-        head = f'"label": {_text(label)}, "protocol": "{protocol}", "prefix": "{prefix}"'
-        lines.append(f'{{{head}, "ports": {_ports(*ports) or "null"}}}')
+    lines = [*json_lines(bindings)]
     parts = [_block('"bindings": [', lines, "]")]
     if policies is not None:
         lines = [f"{_text(label)}: {json.dumps(policy._asdict())}" for label, policy in policies.items()]
         parts.append(_block('"labels": {', lines, "}"))
     return _block("{", parts, "}") + "\n"
+
+
+def json_lines(bindings: Iterable[Binding]) -> Iterator[str]:
+    """Write each binding as a JSON object."""
+    texts: dict[str, str] = {}  # of labels
+    for binding in bindings:
+        label, protocol, prefix, *ports = binding._words()
+        text = texts.get(label) or texts.setdefault(label, _text(label))
+        yield (
+            f'{{"label": {text}, "protocol": "{protocol}", "prefix": "{prefix}", "ports": {_ports(*ports) or "null"}}}'
+        )
 
 
 def _block(start: str, lines: list[str], end: str) -> str:

@@ -109,10 +109,7 @@ def load_bindings(request: Request, file: str, dry_run: bool) -> None:
     """
     with _progress(request, file) as step:
         step("reading")
-        data, name = _contents(file)
-        step("checking")
-        wanted = bindings_file.load(data, name=name)
-        del data
+        wanted = bindings_file.load(_contents(file), name="" if file == "-" else file)
         step("comparing" if dry_run else "replacing")
         with request.read() if dry_run else request.write() as dispatcher:
             diff = _replace(dispatcher, wanted, dry_run)
@@ -127,12 +124,12 @@ def _replace(dispatcher: Dispatcher, wanted: bindings_file.BindingsFile, dry_run
     return dispatcher.replace(wanted.bindings, wanted.policies)
 
 
-def _contents(file: str) -> tuple[bytes, str]:
+def _contents(file: str) -> bytes:
     try:
         if file == "-":
-            return sys.stdin.buffer.read(), ""
+            return sys.stdin.buffer.read()
         with open(file, "rb") as opened:
-            return opened.read(), file
+            return opened.read()
     except OSError as error:
         raise click.UsageError(f"{error.strerror}: {file!r}") from None
 
@@ -166,8 +163,8 @@ def _progress(request: Request, file: str) -> Iterator[Callable[[str], None]]:
 
     columns = progress.TextColumn("{task.description:>9}"), progress.BarColumn(), progress.TimeElapsedColumn()
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=3)
-        done = iter(range(3))
+        task = bar.add_task("", total=2)
+        done = iter(range(2))
         yield lambda text: bar.update(task, description=text, completed=next(done))
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import enum
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from rich.cells import cell_len
+from rich.cells import cell_len as cell_len_of_any
 
-from pyskl.binding import Binding
+from pyskl.binding import Binding, Bindings
+from pyskl.bindings_file import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,9 +71,10 @@ def write_json(members: Mapping[str, Any]) -> None:
     for key, value in members.items():
         file.write(f"{start}{_text(key)}: ")
         if isinstance(value, (list, tuple)) or (isinstance(value, Iterable) and not isinstance(value, (str, Mapping))):
+            parts = json_lines(value) if isinstance(value, Bindings) else (_text(document(part)) for part in value)
             first = True
-            for part in value:
-                file.write(("[\n" if first else ",\n") + _text(document(part)))
+            for part in parts:
+                file.write(("[\n" if first else ",\n") + part)
                 first = False
             file.write("[]" if first else "\n]")
         else:
@@ -112,9 +113,16 @@ def binding_row(binding: Binding) -> tuple[str, ...]:
     return (*binding._words(), "all")[:4]
 
 
+def cell_len(text: str) -> int:
+    """Tell how many columns a text takes."""
+    return len(text) if text.isascii() and text.isprintable() else cell_len_of_any(text)
+
+
 def width() -> int:
     """Tell how wide standard output is, in columns."""
-    return shutil.get_terminal_size().columns if out().isatty() else _WIDE
+    from shutil import get_terminal_size  # noqa: PLC0415 - it is slow to import
+
+    return get_terminal_size().columns if out().isatty() else _WIDE
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], columns: int | None = None) -> Iterator[str]:

@@ -11,8 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -37,7 +35,7 @@ def checked(path: StrPath) -> str:
 
 def beside(name: str) -> str:
     """Name a folder beside a place."""
-    return f"{name}~{os.getpid()}~{secrets.token_hex(4)}"
+    return f"{name}~{os.getpid()}~{os.urandom(4).hex()}"
 
 
 def make(name: str) -> tuple[str, int]:
@@ -154,4 +152,6 @@ def remove(path: str) -> None:
     with contextlib.suppress(BpfError, TypeError), Link.from_pin(os.path.join(path, LINK)) as link:
         link.detach()
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+        from shutil import rmtree  # noqa: PLC0415 - it is slow to import, and this is rare
+
+        rmtree(path)
