@@ -101,12 +101,24 @@ int one_line(struct bpf_sk_lookup *ctx)
 }
 
 /* Two look-ups in a trie, for the port and for all ports; the longer prefix wins. */
+static __always_inline int refer(struct bpf_sk_lookup *ctx, struct prefix *key)
+{
+	__u32 *of_port, *of_all;
+
+	key->length = 8 * (sizeof(*key) - sizeof(key->length));
+	of_port = bpf_map_lookup_elem(&trie, key);
+	key->port = 0;
+	of_all = bpf_map_lookup_elem(&trie, key);
+	if (!of_port || (of_all && of_all[0] > of_port[0]))
+		of_port = of_all;
+	return of_port ? select_and_count(ctx, of_port[1]) : SK_PASS;
+}
+
 SEC("sk_lookup")
 int reference(struct bpf_sk_lookup *ctx)
 {
 	struct question *q = draw();
-	struct prefix key = { .length = 8 * (sizeof(key) - sizeof(key.length)) };
-	__u32 *of_port, *of_all;
+	struct prefix key = {};
 
 	if (!q)
 		return SK_DROP;
@@ -116,12 +128,18 @@ int reference(struct bpf_sk_lookup *ctx)
 	key.address[1] = bpf_htonl(q->hi);
 	key.address[2] = q->v6 ? bpf_htonl(q->lo >> 32) : bpf_htonl(0xffff);
 	key.address[3] = bpf_htonl(q->lo);
-	of_port = bpf_map_lookup_elem(&trie, &key);
-	key.port = 0;
-	of_all = bpf_map_lookup_elem(&trie, &key);
-	if (!of_port || (of_all && of_all[0] > of_port[0]))
-		of_port = of_all;
-	return of_port ? select_and_count(ctx, of_port[1]) : SK_PASS;
+	return refer(ctx, &key);
+}
+
+/* The same for what comes over IPv6, for traffic.py. */
+SEC("sk_lookup")
+int reference_attached(struct bpf_sk_lookup *ctx)
+{
+	struct prefix key = { .protocol = ctx->protocol, .port = ctx->local_port };
+
+	for (int i = 0; i < 4; i++)
+		key.address[i] = ctx->local_ip6[i];
+	return refer(ctx, &key);
 }
 
 SEC("sk_lookup")

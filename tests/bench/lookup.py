@@ -274,8 +274,8 @@ class Kernel:
         self.room = 1 << 18
         source = compile_object(BPF, folder)
         self.trie: pyskl.Map | None = None
-        self._sizes = {**sizes, "siblings": groups, "names": 1, "stayers": 1, "registered": 1, "questions": self.room}
-        self._source, self._others = source, {name: compile_object(path, folder) for name, path in others.items()}
+        self.sizes = {**sizes, "siblings": groups, "names": 1, "stayers": 1, "registered": 1, "questions": self.room}
+        self.source, self._others = source, {name: compile_object(path, folder) for name, path in others.items()}
         sock = opened.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
@@ -285,8 +285,8 @@ class Kernel:
     def bound(self, bindings: Bindings) -> Iterator[Subject]:
         """Load the programs over these bindings."""
         with contextlib.ExitStack() as opened:
-            sizes = {**self._sizes, "trie": len(bindings.list)}
-            main = opened.enter_context(pyskl.BpfObject.load(self._source, programs=PROGRAMS, max_entries=sizes))
+            sizes = {**self.sizes, "trie": len(bindings.list)}
+            main = opened.enter_context(pyskl.BpfObject.load(self.source, programs=PROGRAMS, max_entries=sizes))
             maps = main.maps
             records = bindings.records()
             conflict = _sys.bindings_prepare(records)
@@ -312,7 +312,7 @@ class Kernel:
                 programs.update({(build, rename or name): each for name, each in loaded.programs.items()})
 
             with capabilities(tuple(CAPABILITIES)):
-                more("less", self._source, PROGRAMS)
+                more("less", self.source, PROGRAMS)
             for name, source in self._others.items():
                 more("full", source, ("dispatcher",), name)
                 with capabilities(tuple(CAPABILITIES)), contextlib.suppress(pyskl.VerifierError):

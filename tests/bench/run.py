@@ -67,10 +67,9 @@ class Figure(NamedTuple):
 class Side:
     """A process that does a round when it is told to, and gives its figures."""
 
-    def __init__(self, *command: str) -> None:
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=ENVIRONMENT
-        )
+    def __init__(self, *command: str, pass_fds: Sequence[int] = ()) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self._process = subprocess.Popen(command, pass_fds=pass_fds, env=ENVIRONMENT, **pipes)
 
     def round(self) -> list[float]:
         self._process.stdin.write("\n")
