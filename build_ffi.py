@@ -163,7 +163,7 @@ int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct p
                      uint64_t seed, uint64_t number);
 int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t count);
 int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pyskl_binding *out, int64_t room);
-int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room);
+int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room, uint32_t *uses);
 uint64_t pyskl_table_policy(void *memory, uint32_t label);
 void pyskl_table_set_policy(void *memory, uint32_t label, uint64_t policy);
 

@@ -836,12 +836,19 @@ def table_get(memory: memoryview, prefix: bytes) -> bytearray:
     return found
 
 
+def table_uses(memory: memoryview, labels: int) -> list[int]:
+    """Count the bindings of each label, by its number."""
+    uses = ffi.new("uint32_t[]", labels)
+    lib.pyskl_table_scan(ffi.from_buffer(memory), ffi.NULL, 0, uses)
+    return list(uses)
+
+
 def table_scan(memory: memoryview) -> bytearray:
     """Read all packed bindings, in no order."""
     start = ffi.from_buffer(memory)
-    found = bytearray(lib.pyskl_table_scan(start, ffi.NULL, 0) * BINDING_SIZE)
+    found = bytearray(lib.pyskl_table_scan(start, ffi.NULL, 0, ffi.NULL) * BINDING_SIZE)
     pointer, count = _records(found)
-    count = min(count, lib.pyskl_table_scan(start, pointer, count))
+    count = min(count, lib.pyskl_table_scan(start, pointer, count, ffi.NULL))
     ffi.release(pointer)
     del found[count * BINDING_SIZE :]
     return found

@@ -762,6 +762,7 @@ int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct p
 struct reader {
 	struct pyskl_binding *out;
 	int64_t room, count;
+	uint32_t *uses;
 };
 
 static void put(struct reader *reader, const struct pyskl_binding *prefix, uint64_t value)
@@ -774,6 +775,8 @@ static void put(struct reader *reader, const struct pyskl_binding *prefix, uint6
 		out->last = value >> 16;
 		out->label = value >> 32;
 	}
+	if (reader->uses)
+		reader->uses[value >> 32]++;
 	reader->count++;
 }
 
@@ -795,7 +798,7 @@ static void put_all(struct reader *reader, void *memory, const struct pyskl_bind
 int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pyskl_binding *out, int64_t room)
 {
 	struct pyskl_binding prefix = *of;
-	struct reader reader = { out, room, 0 };
+	struct reader reader = { out, room, 0, NULL };
 	uint64_t *vacant, *entry = entry_of(memory, of, &vacant);
 
 	prefix.mark = prefix.unused = 0;
@@ -804,10 +807,10 @@ int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pys
 	return reader.count;
 }
 
-/* All bindings, in no order: how many there are, of which `room` are written. */
-int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room)
+/* All bindings, in no order: how many there are, of which `room` are written; how many each label has, to `uses`. */
+int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room, uint32_t *uses)
 {
-	struct reader reader = { out, room, 0 };
+	struct reader reader = { out, room, 0, uses };
 	uint32_t family, protocol;
 
 	for (family = 0; family < 2; family++) {

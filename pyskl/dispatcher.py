@@ -387,13 +387,12 @@ class Dispatcher(Closable):
         while True:
             records = store.table().scan()
             names = self._labels.names()
-            if all(number in names for number in self._used_by(records)):
+            if all(number in names for number in _used(_sys.bindings_uses(records, self._labels.limit + 1))):
                 return dict(names), records  # else a label was made in between
 
-    def _used_by(self, records: bytes | bytearray) -> dict[int, int]:
+    def _uses(self, table: Table) -> dict[int, int]:
         """Count the bindings of each number of a label that has any."""
-        uses = _sys.bindings_uses(records, self._labels.limit + 1)
-        return {number: count for number, count in enumerate(uses) if count}
+        return _used(table.uses(self._labels.limit + 1))
 
     def replace(
         self,
@@ -665,7 +664,7 @@ class Dispatcher(Closable):
     def _unused(self, table: Table) -> set[int]:
         """Take back the numbers of labels that nothing holds any more, when there are none left."""
         names = self._labels.names()
-        used = self._used_by(table.scan())
+        used = self._uses(table)
         idle = [number for number in names if number not in used and not table.policy(number)]
         for number in idle:
             for slot in list(self._registry.dead(number)):
@@ -741,9 +740,9 @@ class Dispatcher(Closable):
     def status(self) -> Status:
         """Tell what there is."""
         store = self._open()
-        names, records = self._read()
         table = store.table()
-        uses = self._used_by(records)
+        uses = self._uses(table)
+        names = self._labels.names()  # afterwards: a label is known before it has bindings
         registered: dict[str, list[Registration]] = {}
         for each in self.sockets():
             registered.setdefault(each.label, []).append(each)
@@ -763,7 +762,7 @@ class Dispatcher(Closable):
             link_id=None if link is None else link.id,
             attached=None if link is None else link.netns_inode == store.state[NETNS_INODE],
             full_speed=bool(store.state[FULL_SPEED]),
-            bindings=len(records) // RECORD_SIZE,
+            bindings=sum(uses.values()),
             sockets=sum(label.sockets for label in labels),
             dead=sum(label.dead for label in labels),
             max_labels=self._labels.limit,
@@ -775,7 +774,8 @@ class Dispatcher(Closable):
 
     def _unserved(self, names: Mapping[int, str], records: bytearray) -> list[str]:
         served = {each.label for each in self.sockets() if each.alive}
-        return sorted({names[number] for number in self._used_by(records)} - served)
+        uses = _used(_sys.bindings_uses(records, self._labels.limit + 1))
+        return sorted({names[number] for number in uses} - served)
 
 
 def _bindings(
@@ -787,6 +787,11 @@ def _bindings(
     """Make the bindings of one prefix and several ranges of ports, by precedence."""
     ranges = port_ranges(ports)
     return tuple(sorted(Binding(label, protocol, prefix, range(first, last + 1)) for first, last in ranges))
+
+
+def _used(uses: list[int]) -> dict[int, int]:
+    """Give the counts that are not 0, by their numbers."""
+    return {number: count for number, count in enumerate(uses) if count}
 
 
 # Packed bindings, which are struct pyskl_binding of bpf/abi.h:

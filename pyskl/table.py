@@ -90,6 +90,10 @@ class Table:
         """Give all bindings, in no order."""
         return _sys.table_scan(self.memory)
 
+    def uses(self, labels: int) -> list[int]:
+        """Count the bindings of each number that a label can have: much sooner than they are read."""
+        return _sys.table_uses(self.memory, labels)
+
     def policy(self, label: int) -> int:
         """Give the policy of a label: the word of a struct pyskl_policy, or 0."""
         return _sys.table_policy(self.memory, label)
