@@ -34,9 +34,9 @@ struct pyskl_head {
 	__u32 lines;        /* in the whole map */
 	__u32 policies;     /* the first line of the labels' policies, 8 to a line, by number of the label */
 	__u32 labels;       /* how many these are */
-	__u32 lists;        /* the first line that no list of ports has used yet */
+	__u32 lists;        /* the first line that no list has used yet */
 	__u32 lists_end;
-	__u32 unused;
+	__u32 stale;        /* changes since there is no index any more, or 0 */
 	__u32 used[2];      /* entries that were ever filled, for IPv4 and IPv6; they are not used again */
 	__u32 room[2];      /* how many may be, before the table is to be built anew */
 };
@@ -44,14 +44,14 @@ struct pyskl_head {
 /* Lines 1 and 2: IPv4 and IPv6. */
 struct pyskl_family {
 	__u64 seed;
-	__u64 lengths[2];   /* which are in use: like a bitmap of a level, see table.h */
-	__u64 few;          /* the filter, where filter_count is 0 */
+	__u64 lengths[2];   /* which are in use: bit 0 is the longest; a second word of IPv6 has those from 64 down */
+	__u64 ranges;       /* the lengths of prefixes with ranges of ports: like a bitmap of a level, see table.h */
 	__u32 first;        /* the first level's first line, or 0; the bits of an address that do not count for it */
 	__u32 first_shift;
 	__u32 buckets;      /* first line */
 	__u32 bucket_count;
 	__u32 filter;       /* first line */
-	__u32 filter_count;
+	__u32 filter_count; /* 0: there is none */
 	__u32 levels;       /* the line of the further levels, or 0 */
 	__u16 anchor;       /* in IPv6 it is at most 64 bits long, or longer than any prefix */
 	__u16 shortest;     /* whether the prefix of no length is bound: line 3 has what it leads to */

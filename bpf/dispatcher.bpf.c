@@ -169,15 +169,20 @@ static __always_inline __u32 next_round(__u32 i)
 
 static const __u8 positions[64] = TABLE_POSITIONS;
 
-/* Functions keep one word of their stack for the keys of all look-ups: without CAP_PERFMON the CPU waits after the first
- * write to each. */
-static __always_inline void *look_up(void *map, __u32 *at, __u32 number)
+/* Where on their stack functions have the keys of all look-ups: without CAP_PERFMON the CPU waits after the first write to a
+ * place, and after each to one that the verifier follows, which are those on a boundary of 8. */
+struct key {
+	__u32 unused, number;
+} __attribute__((aligned(8)));
+
+static __always_inline void *look_up(void *map, struct key *at, __u32 number)
 {
-	*at = number;
-	return bpf_map_lookup_elem(map, at);
+	barrier_var(at); /* or what is unused is left out */
+	at->number = number;
+	return bpf_map_lookup_elem(map, &at->number);
 }
 
-static __always_inline __u64 word_of(void *table, __u32 *at, __u32 first, __u32 word)
+static __always_inline __u64 word_of(void *table, struct key *at, __u32 first, __u32 word)
 {
 	struct table_line *line = look_up(table, at, first + word / 8);
 
@@ -192,7 +197,7 @@ static __always_inline __u64 word_of(void *table, __u32 *at, __u32 first, __u32 
  * arguments. */
 __noinline __u32 search_list(__u32 list, __u32 port)
 {
-	__u32 at;
+	struct key at;
 	__u32 position, count, i;
 	struct table_line *line;
 	void *table;
@@ -243,18 +248,18 @@ static __always_inline __u32 label_at(__u64 value, __u32 port)
 }
 
 /* Whether the filter lets a prefix and a port through. */
-static __always_inline bool passes(void *table, __u32 *at, const struct pyskl_family *family, __u64 home, __u64 hash,
+static __always_inline bool passes(void *table, struct key *at, const struct pyskl_family *family, __u64 home, __u64 hash,
 				   __u32 port)
 {
 	struct table_line *line;
-	__u64 word = family->few, bits;
+	__u64 word, bits;
 
-	if (family->filter_count) {
-		line = look_up(table, at, family->filter + table_place(home >> 32, family->filter_count));
-		if (!line)
-			return false;
-		word = line->words[table_filter_word(hash)];
-	}
+	if (!family->filter_count)
+		return true;
+	line = look_up(table, at, family->filter + table_place(home >> 32, family->filter_count));
+	if (!line)
+		return false;
+	word = line->words[table_filter_word(hash)];
 	bits = table_filter_port(hash, port);
 	if ((word & bits) == bits)
 		return true;
@@ -306,7 +311,7 @@ static __always_inline bool in6(const struct table_line *line, __u64 hi, __u64 l
 /* Go on after the first line: in those after `place`. */
 __noinline __u64 probe4(__u32 place, __u64 key)
 {
-	__u32 at;
+	struct key at;
 	void *table = look_up(&tables, &at, 0);
 	__u64 value = 0;
 	__u32 i;
@@ -330,7 +335,8 @@ __noinline __u32 probe6(__u64 places, __u64 hi, __u64 lo, __u64 key, __u32 port)
 	struct table_line *line;
 	__u64 value = 0;
 	void *table;
-	__u32 at, i;
+	__u32 i;
+	struct key at;
 
 	table = look_up(&tables, &at, 0);
 	if (!table)
@@ -362,18 +368,91 @@ static __always_inline __u32 further(const struct pyskl_family *family, __u64 ha
 }
 
 /* The label of the prefix that has no length, for a family and protocol. */
-static __always_inline __u32 label_of_any(void *table, __u32 *at, __u32 kind, __u32 port)
+static __always_inline __u32 label_of_any(void *table, struct key *at, __u32 kind, __u32 port)
 {
 	return label_at(word_of(table, at, TABLE_ANY, kind & 3), port);
 }
 
-/* Of some candidates, those that the further levels leave. */
-__noinline __u32 narrow4(__u32 address, __u32 protocol, __u32 candidates)
+/* Whether nothing is left of the difference between two addresses, and an interval has a port. */
+static __always_inline bool matches(__u64 difference, __u64 value, __u32 port)
+{
+	__s64 outside = ((__s64)port - (__s64)(value & 0xffff)) | ((__s64)(value >> 16 & 0xffff) - (__s64)port);
+
+	outside = outside >> 63 | difference;
+	barrier_var(outside);
+	return !outside;
+}
+
+/* Search the list of all bindings that begins in a line: label and length (<< 32), or 0. */
+__noinline __u64 few4(__u32 list, __u32 address, __u32 port)
+{
+	struct table_line *line;
+	void *table;
+	__u32 i;
+	struct key at;
+
+	table = look_up(&tables, &at, 0);
+	if (!table)
+		return 0;
+#pragma unroll
+	for (i = 0; i < TABLE_LISTED * 4; i++) {
+		__u64 key, value;
+		__u32 spare;
+
+		if (!(i & 3)) {
+			line = look_up(table, &at, list + i / 4);
+			if (!line)
+				return 0;
+		}
+		key = line->words[(i & 3) * 2];
+		value = line->words[(i & 3) * 2 + 1];
+		spare = key >> 32 & 63;
+		if (matches((__u64)((__u32)key ^ address) >> spare, value, port))
+			return FEW_LABEL(value) | (__u64)(32 - spare) << 32;
+		if ((__s64)value <= 0)
+			return 0;
+	}
+	return 0;
+}
+
+__noinline __u64 few6(__u32 list, __u64 hi, __u64 lo, __u32 port)
+{
+	struct table_line *line;
+	void *table;
+	__u32 i;
+	struct key at;
+
+	table = look_up(&tables, &at, 0);
+	if (!table)
+		return 0;
+#pragma unroll
+	for (i = 0; i < TABLE_LISTED * 2; i++) {
+		__u64 key, value;
+
+		if (!(i & 1)) {
+			line = look_up(table, &at, list + i / 2);
+			if (!line)
+				return 0;
+		}
+		key = line->words[(i & 1) * 4];
+		value = line->words[(i & 1) * 4 + 1];
+		if (matches(table_shift(line->words[(i & 1) * 4 + 2] ^ hi, key >> 8 & 255) |
+			    table_shift(line->words[(i & 1) * 4 + 3] ^ lo, key >> 16 & 255), value, port))
+			return FEW_LABEL(value) | (key & 255) << 32;
+		if ((__s64)value <= 0)
+			return 0;
+	}
+	return 0;
+}
+
+/* Of some candidates, those that the further levels leave for a port, or for ranges. */
+__noinline __u32 narrow4(__u32 address, __u64 ports, __u32 candidates)
 {
 	struct pyskl_family *family;
 	struct pyskl_levels *levels;
 	struct table_line *line;
-	__u32 at, i, j;
+	struct key at;
+	__u32 i, j;
 	void *table;
 	__u64 seed;
 
@@ -393,7 +472,7 @@ __noinline __u32 narrow4(__u32 address, __u32 protocol, __u32 candidates)
 
 		if (!level || !(candidates & ~above))
 			break;
-		i = table_place(table_hash4(seed, (address & above) | TABLE_LEVEL_KEY(j, protocol)), LEVEL_COUNT(level));
+		i = table_place(table_hash4(seed, (address & above) | TABLE_LEVEL_KEY(j, ports)), LEVEL_COUNT(level));
 		line = look_up(table, &at, LEVEL_LINE(level) + i / 16);
 		if (!line)
 			return 0;
@@ -407,7 +486,8 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 {
 	struct pyskl_family *family;
 	struct table_line *line;
-	__u32 at, i, candidates;
+	__u32 i, candidates;
+	struct key at;
 	__u64 all_bits, beside;
 	void *table;
 
@@ -431,8 +511,13 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 		if (!line)
 			return 0;
 		candidates &= ((__u32 *)line)[i & 15];
-		if (candidates & (candidates - 1))
-			candidates = narrow4(address, protocol, candidates);
+		if (candidates & (candidates - 1)) {
+			__u32 of_ranges = candidates & family->ranges;
+
+			candidates = narrow4(address, TABLE_PORT(protocol, port), candidates);
+			if (of_ranges)
+				candidates |= narrow4(address, TABLE_RANGES(protocol), of_ranges);
+		}
 	}
 	beside = table_hash_anchor(family->seed, address >> (-(__u32)family->anchor & 31), protocol);
 	all_bits = TABLE_KEY(0, protocol) | address;
@@ -462,15 +547,16 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 	return family->shortest ? label_of_any(table, &at, protocol, port) : 0;
 }
 
-/* The same for IPv6, whose candidates are two words: the prefixes longer than 64 bits, and the others. */
-__noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, __u32 shorter)
+/* The same for IPv6. */
+__noinline __u64 narrow6(__u64 hi, __u64 lo, __u64 ports, __u64 candidates)
 {
 	struct pyskl_family *family;
 	struct pyskl_levels *levels;
 	struct table_line *line;
-	__u64 seed, of_shorter, word;
-	__u32 at, i, j;
+	struct key at;
+	__u32 i, j;
 	void *table;
+	__u64 seed;
 
 	table = look_up(&tables, &at, 0);
 	if (!table)
@@ -482,31 +568,28 @@ __noinline __u64 narrow6(__u64 hi, __u64 lo, __u32 protocol, __u64 candidates, _
 	levels = look_up(table, &at, family->levels);
 	if (!levels)
 		return 0;
-	shorter &= 1;
-	of_shorter = -(__u64)shorter;
-	barrier_var(of_shorter);
 #pragma unroll
 	for (j = 0; j < TABLE_LEVELS; j++) {
-		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) & 63);
-		__s64 within = (__s64)LEVEL_SHIFT(level) - 64; /* within the second word, it says nothing of the first */
+		__u64 level = levels->levels[j], above = -1ULL << (LEVEL_SHIFT(level) >> 1 & 63);
+		__u64 cut = -1ULL << (LEVEL_SHIFT(level) & 63);
+		__s64 within = (__s64)LEVEL_SHIFT(level) - 64; /* within the second word, of the first all counts */
 
 		barrier_var(within);
 		within >>= 63;
-		if (!level || !(candidates & ~((within & above) | (of_shorter & (within | above)))))
+		if (!level || !(candidates & ~above))
 			break;
-		i = table_place(table_hash6(seed, hi & (within | above), lo & within & above, TABLE_LEVEL_KEY(j, protocol)), LEVEL_COUNT(level));
-		line = look_up(table, &at, LEVEL_LINE(level) + i / 4);
+		i = table_place(table_hash6(seed, hi & (within | cut), lo & within & cut, TABLE_LEVEL_KEY(j, ports)),
+				LEVEL_COUNT(level));
+		line = look_up(table, &at, LEVEL_LINE(level) + i / 8);
 		if (!line)
 			return 0;
-		word = (i & 3) * 2 + shorter;
-		barrier_var(word); /* or the mask is left out, and 5.10's verifier follows no bounds through the sum */
-		candidates &= line->words[word & 7] | (within & above) | (of_shorter & (within | above));
+		candidates &= line->words[i & 7] | above;
 	}
 	return candidates;
 }
 
 /* Look among the candidates of one word. */
-static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_family *family, __u64 hi, __u64 lo,
+static __always_inline __u64 search6(void *table, struct key *at, const struct pyskl_family *family, __u64 hi, __u64 lo,
 				     __u32 protocol, __u32 port, __u64 candidates, bool shorter)
 {
 	__u64 beside = table_hash_anchor(family->seed, hi >> (-(__u32)family->anchor & 63), protocol);
@@ -539,11 +622,12 @@ static __always_inline __u64 search6(void *table, __u32 *at, const struct pyskl_
 
 __noinline __u64 find6(__u64 hi, __u64 lo, __u32 protocol, __u32 port)
 {
-	__u64 longer, shorter, found = 0;
+	__u64 candidates = -1, longer, shorter, found = 0;
 	struct pyskl_family *family;
 	struct table_line *line;
+	struct key at;
 	void *table;
-	__u32 at, i;
+	__u32 i;
 
 	table = look_up(&tables, &at, 0);
 	if (!table)
@@ -551,32 +635,33 @@ __noinline __u64 find6(__u64 hi, __u64 lo, __u32 protocol, __u32 port)
 	family = look_up(table, &at, TABLE_FAMILY + 1);
 	if (!family)
 		return 0;
-	longer = family->lengths[0];
-	shorter = family->lengths[1];
 	if (family->first) {
 		i = hi >> (family->first_shift & 63);
-		line = look_up(table, &at, family->first + i / 4);
+		line = look_up(table, &at, family->first + i / 8);
 		if (!line)
 			return 0;
-		longer = line->words[(i & 3) * 2];
-		shorter = line->words[(i & 3) * 2 + 1];
+		candidates = line->words[i & 7];
 	}
-	if (family->levels && longer | shorter) {
+	if (candidates && family->levels) {
 		i = table_by_port(protocol & 1, port);
-		line = look_up(table, &at, TABLE_PORTS_LINE(family->levels) + i / 4);
+		line = look_up(table, &at, TABLE_PORTS_LINE(family->levels) + i / 8);
 		if (!line)
 			return 0;
-		longer &= line->words[(i & 3) * 2];
-		shorter &= line->words[(i & 3) * 2 + 1];
+		candidates &= line->words[i & 7];
+		if (candidates & (candidates - 1)) {
+			__u64 of_ranges = candidates & family->ranges;
+
+			candidates = narrow6(hi, lo, TABLE_PORT(protocol, port), candidates);
+			if (of_ranges)
+				candidates |= narrow6(hi, lo, TABLE_RANGES(protocol), of_ranges);
+		}
 	}
-	if (longer && family->levels)
-		longer = narrow6(hi, lo, protocol, longer, 0);
+	longer = table_doubled(candidates) & family->lengths[0];
 	if (longer)
 		found = search6(table, &at, family, hi, lo, protocol, port, longer, false);
 	if (found)
 		return found;
-	if (shorter && family->levels)
-		shorter = narrow6(hi, lo, protocol, shorter, 1);
+	shorter = table_doubled(candidates >> 32) & family->lengths[1];
 	if (shorter)
 		found = search6(table, &at, family, hi, lo, protocol, port, shorter, true);
 	if (found)
@@ -616,9 +701,9 @@ __noinline __u32 choose(__u64 slots, __u64 flow)
 	return found;
 }
 
-static __always_inline bool select(struct bpf_sk_lookup *ctx, void *map, __u32 key, __u64 flags)
+static __always_inline bool select(struct bpf_sk_lookup *ctx, struct key *at, void *map, __u32 key, __u64 flags)
 {
-	struct bpf_sock *sk = bpf_map_lookup_elem(map, &key);
+	struct bpf_sock *sk = look_up(map, at, key);
 	long refused;
 
 	if (!sk)
@@ -634,12 +719,13 @@ static __always_inline bool select(struct bpf_sk_lookup *ctx, void *map, __u32 k
 __noinline int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, __u64 flow, __u64 flags)
 {
 	__u32 i, slot;
+	struct key at;
 
 	ROUNDS(i, PYSKL_SLOTS) {
 		if (!slots)
 			break;
 		slot = choose(slots, flow) & (PYSKL_SLOTS - 1);
-		if (select(ctx, &sockets, group * PYSKL_SLOTS + slot, flags))
+		if (select(ctx, &at, &sockets, group * PYSKL_SLOTS + slot, flags))
 			return slot;
 		slots &= ~((__u64)1 << slot);
 	}
@@ -649,9 +735,10 @@ __noinline int select_slot(struct bpf_sk_lookup *ctx, __u32 group, __u64 slots, 
 __noinline int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flags)
 {
 	__u32 i;
+	struct key at;
 
 	ROUNDS(i, PYSKL_SLOTS)
-		if (select(ctx, &siblings, group * PYSKL_SLOTS + i, flags))
+		if (select(ctx, &at, &siblings, group * PYSKL_SLOTS + i, flags))
 			return i;
 	return -1;
 }
@@ -659,9 +746,10 @@ __noinline int select_sibling(struct bpf_sk_lookup *ctx, __u32 group, __u64 flag
 __noinline int park(struct bpf_sk_lookup *ctx, __u32 kind)
 {
 	__u32 i;
+	struct key at;
 
 	ROUNDS(i, PYSKL_SLOTS)
-		if (select(ctx, &parking, i * PYSKL_GROUPS + kind, BPF_SK_LOOKUP_F_NO_REUSEPORT))
+		if (select(ctx, &at, &parking, i * PYSKL_GROUPS + kind, BPF_SK_LOOKUP_F_NO_REUSEPORT))
 			return i;
 	return -1;
 }
@@ -684,7 +772,7 @@ __noinline __u64 policy_of(__u32 label)
 	struct pyskl_head *head;
 	struct table_line *line;
 	void *table;
-	__u32 at;
+	struct key at;
 
 	table = look_up(&tables, &at, 0);
 	if (!table)
@@ -846,7 +934,8 @@ __noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kin
 	struct pyskl_group *group;
 	struct pyskl_label *label;
 	struct pyskl_state *shared;
-	__u32 at, index;
+	struct key at;
+	__u32 index;
 	int slot = -1;
 
 	kind &= 3;
@@ -901,14 +990,44 @@ __noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kin
 	}
 }
 
-/* The binding of a look-up: as find4() tells it. */
-static __always_inline __u64 find(const struct bpf_sk_lookup *ctx, __u32 kind)
+/* What was found, and for which family and protocol: label, length and kind. */
+#define FOUND(found, kind) ((found) | (__u64)(kind) << 48)
+
+/* Which list there is for an address and a port: its first line; 0: none; or nowhere. */
+static __always_inline __u32 list_for(void *table, struct key *at, __u32 kind, __u64 hi, __u64 lo, __u32 port)
 {
+	struct table_line *line = look_up(table, at, FEW_LINE(kind & 3));
+	__u32 list, i;
+	__u64 index;
+
+	if (!line)
+		return 0;
+	list = FEW_ELSEWHERE(line->words[0]);
+	if (!list)
+		return FEW_LINE(kind & 3);
+	if (list != FEW_INDEXED)
+		return list;
+	index = line->words[1];
+	i = table_indexed(index, hi, lo, port);
+	line = look_up(table, at, index + i / 16);
+	return line ? ((__u32 *)line)[i & 15] : 0;
+}
+
+/* Search for the binding of an address and a port. An IPv4 address is in `hi`. */
+static __always_inline __u64 find(struct key *at, __u32 kind, __u64 hi, __u64 lo, __u32 port)
+{
+	__u32 list;
+	void *table;
+
+	table = look_up(&tables, at, 0);
+	if (!table)
+		return 0;
+	list = list_for(table, at, kind, hi, lo, port);
+	if (!list)
+		return 0;
 	if (kind & 2)
-		return find6((__u64)bpf_ntohl(ctx->local_ip6[0]) << 32 | bpf_ntohl(ctx->local_ip6[1]),
-			     (__u64)bpf_ntohl(ctx->local_ip6[2]) << 32 | bpf_ntohl(ctx->local_ip6[3]), kind & 1,
-			     ctx->local_port);
-	return find4(bpf_ntohl(ctx->local_ip4), kind & 1, ctx->local_port);
+		return list == FEW_NOWHERE ? find6(hi, lo, kind & 1, port) : few6(list, hi, lo, port);
+	return list == FEW_NOWHERE ? find4(hi, kind & 1, port) : few4(list, hi, port);
 }
 
 /* The number of a look-up's family and protocol among a label's groups. */
@@ -917,42 +1036,67 @@ static __always_inline __u32 kind_of(const struct bpf_sk_lookup *ctx)
 	return (ctx->family != AF_INET) * 2 + (ctx->protocol == IPPROTO_UDP);
 }
 
-/* Select the socket for a binding that was found. What was decided is written where `decision` points, if it is not NULL. */
-static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 kind, struct pyskl_decision *decision)
+/* The same, for what is asked. */
+static __always_inline __u64 find_for(const struct bpf_sk_lookup *ctx, struct key *at)
+{
+	__u32 kind = kind_of(ctx);
+
+	if (kind & 2)
+		return FOUND(find(at, kind, (__u64)bpf_ntohl(ctx->local_ip6[0]) << 32 | bpf_ntohl(ctx->local_ip6[1]),
+				  (__u64)bpf_ntohl(ctx->local_ip6[2]) << 32 | bpf_ntohl(ctx->local_ip6[3]),
+				  ctx->local_port), kind);
+	return FOUND(find(at, kind, bpf_ntohl(ctx->local_ip4), 0, ctx->local_port), kind);
+}
+
+/* Whether a flow may be one that stays. */
+static __always_inline bool may_stay(struct key *at, __u32 kind)
+{
+	struct pyskl_state *shared;
+
+	if (!(kind & 1))
+		return false;
+	shared = look_up(&state, at, 0);
+	return !shared || shared->sticky;
+}
+
+/* Select the socket for what was found. What was decided is written where `decision` points, if it is not NULL. Few
+ * variables live here across calls: without CAP_PERFMON the CPU waits after each that goes to the stack. */
+static __always_inline int decide(struct bpf_sk_lookup *ctx, struct key *at, __u64 found, struct pyskl_decision *decision)
 {
 	struct pyskl_counters *count;
-	struct pyskl_alone *only;
 	struct pyskl_state *shared;
-	__u32 number = found, at;
+	struct pyskl_alone *only;
 	__u64 choice, event;
+	__u32 key;
 
-	if (!number) {
+	if (!(__u32)found) {
 		if (decision)
 			decision->reason = PYSKL_UNBOUND;
 		return SK_PASS;
 	}
-	kind = (kind + (found >> 48)) & 3; /* adds 0, unknown to the verifier, as in search_list() */
-	only = look_up(&alone, &at, number);
-	shared = look_up(&state, &at, 0);
-	if (!only || !shared)
+	barrier_var(found);
+	only = look_up(&alone, at, found);
+	if (!only)
 		return SK_PASS;
-	if (only->key[kind] && !(kind & 1 && shared->sticky) &&
-	    select(ctx, &sockets, only->key[kind], decision ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0))
-		choice = CHOICE(PYSKL_SELECTED, only->key[kind] & (PYSKL_SLOTS - 1));
+	key = only->key[found >> 48 & 3];
+	if (key && !may_stay(at, found >> 48) &&
+	    select(ctx, at, &sockets, key, decision ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0))
+		choice = CHOICE(PYSKL_SELECTED, key & (PYSKL_SLOTS - 1));
 	else
-		choice = select_among(ctx, number, kind, !!decision);
-	choice += found >> 48 << 31; /* likewise */
+		choice = select_among(ctx, found, found >> 48, !!decision);
+	choice += found >> 50 << 31; /* adds 0, unknown to the verifier, as in search_list() */
 	if (decision) {
 		decision->reason = choice >> 32;
-		decision->label = number;
-		decision->length = found >> 32;
+		decision->label = found;
+		decision->length = found >> 32 & 0xffff;
 		decision->slot = choice;
 	} else {
-		if (shared->tracing)
-			trace(ctx, shared->tracing, (__u64)kind << 32 | number, choice >> 32, choice);
-		count = look_up(&counters, &at, number);
-		event = kind + (choice >> 31 & 1) * PYSKL_GROUPS;
-		barrier_var(event); /* see narrow6() */
+		shared = look_up(&state, at, 0);
+		if (shared && shared->tracing)
+			trace(ctx, shared->tracing, (found >> 48 & 3) << 32 | (__u32)found, choice >> 32, choice);
+		count = look_up(&counters, at, found);
+		event = (found >> 48 & 3) + (choice >> 31 & 1) * PYSKL_GROUPS;
+		barrier_var(event); /* or the mask is left out, and 5.10's verifier follows no bounds through the sum */
 		if (count)
 			count->events[event & 7]++;
 	}
@@ -962,21 +1106,21 @@ static __always_inline int decide(struct bpf_sk_lookup *ctx, __u64 found, __u32 
 SEC("sk_lookup")
 int dispatch(struct bpf_sk_lookup *ctx)
 {
-	__u32 kind = kind_of(ctx);
+	struct key at;
 
-	return decide(ctx, find(ctx, kind), kind, NULL);
+	return decide(ctx, &at, find_for(ctx, &at), NULL);
 }
 
 SEC("sk_lookup")
 int explain(struct bpf_sk_lookup *ctx)
 {
-	__u32 at, kind = kind_of(ctx);
+	struct key at;
 	struct pyskl_decision *decision = look_up(&explained, &at, 0);
 	int verdict;
 
 	if (!decision)
 		return SK_PASS;
-	verdict = decide(ctx, find(ctx, kind), kind, decision);
+	verdict = decide(ctx, &at, find_for(ctx, &at), decision);
 	decision->named = !!look_up(&names, &at, decision->label); /* and so the program holds this map like the others */
 	return verdict;
 }

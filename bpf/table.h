@@ -5,8 +5,9 @@
  *
  * 1. Levels tell the candidates. A level is an array of bitmaps, by the first bits of an address: which lengths of
  *    prefixes exist below, and at the first level also which prefixes are above. The first level is indexed directly,
- *    the others by a hash, for each protocol, where two may share a bitmap; so a bit too many may be set, never one too few. One more array of
- *    bitmaps, by protocol and port, has the lengths of prefixes with that port. Where there are few bindings or few lengths,
+ *    the others by a hash, also of the protocol and of the port (one for each single port, one for all ranges), where two may
+ *    share a bitmap; so a bit too many may be set, never one too few. One more array of bitmaps, by protocol and port, has
+ *    the lengths of prefixes with that port. Where there are few bindings or few lengths,
  *    none of these is there, and all lengths are candidates.
  * 2. A blocked Bloom filter, one word a test, takes most candidates that are none, with the port where a prefix has few.
  * 3. Buckets of one line hold the entries: 4 for IPv4, 2 for IPv6. What stands in an entry's key never changes while the
@@ -26,6 +27,8 @@
 #define TABLE_FAMILY 1
 #define TABLE_ANY 3    /* the values of 0.0.0.0/0 and ::/0, for TCP and UDP each */
 #define TABLE_LEVELS 6  /* after the first */
+#define TABLE_FEW 4     /* lines of a list of all bindings, from line 4 on for each family and protocol */
+#define TABLE_LISTED 8  /* lines of any list of bindings, at most */
 #define TABLE_PROBES 24 /* lines after the first one that an entry may be in */
 #define TABLE_PORTS 2  /* single ports on a prefix that the filter knows one by one */
 
@@ -45,6 +48,41 @@ struct table_line {
 #define LIST_SEARCHED(word) ((__u32)(word))
 #define LIST_BINDINGS(word) ((__u32)((word) >> 32))
 
+/* A list of bindings, the first that matches first. An entry is an address, with how many of its bits do not count, and a
+ * value, which is 0 or has a mark where the list ends. Of IPv6 these are two numbers, halved where they are used, for all 64
+ * may not count and no shift is by 64. */
+#define FEW_LINE(kind) (4 + (kind) * TABLE_FEW)
+#define FEW_KEY4(address, spare) ((__u64)(spare) << 32 | (address))
+#define FEW_KEY6(length, spare_hi, spare_lo) ((length) | (spare_hi) << 8 | (spare_lo) << 16)
+#define FEW_LAST ((__u64)1 << 63)
+#define FEW_LABEL(value) ((__u32)((value) >> 32) & 0x7fffffff)
+
+/* The first key of a list of all bindings says where it is, if it is not there: in another line, nowhere, or in place of
+ * its first value there is an index of lists: by some bits of an address, and by ports. */
+#define FEW_ELSEWHERE(key) ((key) >> 38)
+#define FEW_NOWHERE 1
+#define FEW_INDEXED 2
+#define FEW_INDEX(line, shift, mask) ((__u64)(mask) << 40 | (__u64)(shift) << 32 | (line))
+#define FEW_CLASSES 8
+
+static inline __attribute__((always_inline)) __u32 table_class(__u32 port)
+{
+	return (port * 40503 & 0xffff) >> 13;
+}
+
+/* The list's place in an index. A shift of more than 63 is of the second word. */
+static inline __attribute__((always_inline)) __u32 table_indexed(__u64 index, __u64 hi, __u64 lo, __u32 port)
+{
+	__u64 bits = index >> 32 & 64 ? lo : hi;
+
+	return (bits >> (index >> 32 & 63) & index >> 40) * FEW_CLASSES + table_class(port);
+}
+
+static inline __attribute__((always_inline)) __u64 table_shift(__u64 bits, __u32 spare)
+{
+	return bits >> (spare >> 1 & 63) >> ((spare + 1) >> 1 & 63);
+}
+
 /* A level: its first line, the number of its bitmaps, and the bits of an address that do not count for it. */
 #define LEVEL(line, count, shift) ((__u64)(shift) << 56 | (__u64)(count) << 32 | (line))
 #define LEVEL_LINE(level) ((__u32)(level))
@@ -52,7 +90,24 @@ struct table_line {
 #define LEVEL_SHIFT(level) ((__u32)((level) >> 56))
 
 /* What a level's hash has beside the bits of an address, of which the lowest 4 are not among them. */
-#define TABLE_LEVEL_KEY(level, protocol) ((level) << 1 | (protocol))
+#define TABLE_LEVEL_KEY(level, ports) ((level) << 1 | (ports))
+#define TABLE_PORT(protocol, port) (((__u64)(port) + 1) << 32 | (protocol))
+#define TABLE_RANGES(protocol) (protocol)
+
+/* The bit of a length in bitmaps: two lengths of IPv6 share one. Doubled, they are like the words of struct pyskl_family. */
+#define TABLE_BIT(family, length) ((family) ? (128 - (length)) / 2 : 32 - (length))
+
+static inline __attribute__((always_inline)) __u64 table_doubled(__u32 bits)
+{
+	__u64 x = bits;
+
+	x = (x | x << 16) & 0x0000ffff0000ffff;
+	x = (x | x << 8) & 0x00ff00ff00ff00ff;
+	x = (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
+	x = (x | x << 2) & 0x3333333333333333;
+	x = (x | x << 1) & 0x5555555555555555;
+	return x | x << 1;
+}
 
 /* The bitmaps by port, and where they begin: after the line of the levels. */
 #define TABLE_BY_PORT 512
@@ -114,7 +169,6 @@ static inline __attribute__((always_inline)) __u64 table_filter_port(__u64 hash,
 	return table_filter_bits(hash ^ (port + 1) * TABLE_C1);
 }
 
-/* Bit 0 is the longest length, 32 or 64 bits; a second word of IPv6 has those from 64 down. */
 static inline __attribute__((always_inline)) __u32 table_lowest(__u64 bits, const __u8 *positions)
 {
 	return positions[(bits & -bits) * 0x03f79d71b4cb0a89ULL >> 58];

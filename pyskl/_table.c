@@ -196,24 +196,27 @@ struct pyskl_plan {
 };
 
 static const uint32_t per_line[2] = { 4, 2 };     /* entries in a bucket */
-static const uint32_t bitmaps[2] = { 16, 4 };     /* of a level, in a line */
+static const uint32_t bitmaps[2] = { 16, 8 };     /* of a level, in a line */
 static const uint32_t longest[2] = { 32, 128 };
 
-#define FEW 8          /* entries that no first level is made for, and whose filter is one word */
+#define FEW 8          /* entries that no first level and no filter are made for */
+#define LISTED 64      /* entries, up to which the list of all bindings is tried */
+#define INDEXED 8192   /* bindings of a family and protocol, up to which an index is tried */
+#define FURTHEST (1u << 26) /* line that can be told as that of a list of all bindings */
+#define INDEX_PLACES (INDEXED / 8)
+#define SAMPLED 512    /* of them, about, by which it is chosen what the index looks at */
+#define STALE 64       /* changes after which a table that had one is to be built anew */
+#define LISTS 128      /* lines for the lists of ports and of all bindings that changes make */
 #define FILTER_BITS 12 /* for an entry */
 #define SAMPLES 64
+#define PORTS 65537   /* single ones, and ranges */
 #define SCANNED 256  /* prefixes below a sample that are looked at before all lengths are taken to be there */
-#define LEVEL_COST 1 /* of reading a level, in tests of the filter */
+#define LEVEL_COST 1 /* of reading a level, beside a test of the filter */
+#define TEST_COST 2
 
-struct bits {
-	uint64_t longer, shorter; /* as in the levels of IPv6 */
-};
-
-static struct bits bit_of(uint32_t family, uint32_t length)
+static uint64_t bit_of(const struct pyskl_binding *of)
 {
-	uint32_t bit = longest[family] - length;
-
-	return bit < 64 ? (struct bits){ 1ULL << bit, 0 } : (struct bits){ 0, 1ULL << (bit - 64) };
+	return 1ULL << TABLE_BIT(of->family, of->length);
 }
 
 /* The bits of an address that a level looks at. */
@@ -235,12 +238,18 @@ static int below(const struct pyskl_binding *binding, uint64_t hi, uint64_t lo, 
 	return top == hi && bottom == lo;
 }
 
-/* Which lengths there are among the bindings of a run (of one family and protocol) below a prefix. */
-static struct bits lengths_below(const struct pyskl_binding *run, int64_t count, uint64_t hi, uint64_t lo,
-				 uint32_t length, struct bits all)
+/* What a level tells apart by ports: the single one of a binding, or 0 for a range. */
+static uint32_t port_told(const struct pyskl_binding *of)
+{
+	return of->first == of->last ? of->first + 1u : 0;
+}
+
+/* Which lengths there are among the bindings of a run (of one family and protocol) below a prefix, with the ports of one. */
+static uint64_t lengths_below(const struct pyskl_binding *run, int64_t count, uint64_t hi, uint64_t lo, uint32_t length,
+			      const struct pyskl_binding *like, uint64_t all)
 {
 	int64_t low = 0, high = count, i;
-	struct bits found = { 0, 0 };
+	uint64_t found = 0;
 
 	cut(&hi, &lo, length);
 	while (low < high) {
@@ -253,69 +262,57 @@ static struct bits lengths_below(const struct pyskl_binding *run, int64_t count,
 			high = middle;
 	}
 	for (i = low; i < count && below(&run[i], hi, lo, length); i++) {
-		struct bits bit = bit_of(run[i].family, run[i].length);
-
 		if (i - low == SCANNED)
 			return all;
-		if (run[i].length > length) {
-			found.longer |= bit.longer;
-			found.shorter |= bit.shorter;
-		}
+		if (run[i].length > length && port_told(&run[i]) == port_told(like))
+			found |= bit_of(&run[i]);
 	}
 	return found;
 }
 
-static struct bits mask_below(uint32_t family, uint32_t length)
+/* The bits of lengths for which a level says nothing. */
+static uint64_t bits_above(uint32_t family, uint32_t length)
 {
-	uint32_t bits = longest[family] - length;
-
-	if (bits > 64)
-		return (struct bits){ ~0ULL, bits == 128 ? ~0ULL : (1ULL << (bits - 64)) - 1 };
-	return (struct bits){ bits == 64 ? ~0ULL : (1ULL << bits) - 1, 0 };
+	return ~0ULL << TABLE_BIT(family, length);
 }
 
-/* Choose the levels after the first, one after the other: each time that which leaves the fewest candidates to what is
- * near to bindings, while it saves more than it costs. */
+/* Choose the levels after the first, one after the other: each time that which leaves the fewest candidates before the
+ * right one, while it saves more than it costs. */
 static void choose_levels(const struct pyskl_binding *bindings, int64_t count, int64_t udp, uint32_t family,
-			  uint32_t first, struct bits all, uint32_t *chosen)
+			  uint32_t first, uint64_t all, uint32_t *chosen)
 {
-	static const int step = 4;
-	struct bits candidates[SAMPLES], (*at)[32] = malloc(sizeof(*at) * SAMPLES);
+	static const uint32_t step = 4;
+	uint64_t candidates[SAMPLES], (*at)[32] = malloc(sizeof(*at) * SAMPLES);
 	uint32_t length, level, samples = count < SAMPLES ? count : SAMPLES, s;
-	uint64_t best = 0, cost, lengths = __builtin_popcountll(all.longer) + __builtin_popcountll(all.shorter);
+	uint64_t best = 0, cost;
 
 	memset(chosen, 0, TABLE_LEVELS * sizeof(*chosen));
-	if (!at || lengths <= 2)
+	if (!at || __builtin_popcountll(all) <= 2)
 		goto out;
 	for (s = 0; s < samples; s++) {
 		const struct pyskl_binding *it = &bindings[count * s / samples];
 		const struct pyskl_binding *run = it < bindings + udp ? bindings : bindings + udp; /* of its protocol */
 		int64_t of_run = it < bindings + udp ? udp : count - udp;
-		uint64_t hi = it->hi, lo = it->lo;
+		uint64_t hi = it->hi, lo = it->lo; /* any address of its prefix */
+		uint64_t longer = it->length ? bit_of(it) - 1 : ~0ULL;
 
-		if (it->length > 64)
-			lo ^= 1ULL << (128 - it->length);
-		else if (it->length)
-			hi ^= 1ULL << (64 - it->length);
-		for (length = first; length < longest[family]; length += step) {
-			at[s][length / step] = lengths_below(run, of_run, hi, lo, length, all);
-		}
+		if (it->length < 64)
+			hi |= s * TABLE_C1 >> it->length;
+		if (it->length < 128)
+			lo |= s * TABLE_C2 >> (it->length > 64 ? it->length - 64 : 0);
+		for (length = first; length < longest[family]; length += step)
+			at[s][length / step] = lengths_below(run, of_run, hi, lo, length, it, all) & longer;
 		candidates[s] = at[s][first / step];
-		best += __builtin_popcountll(candidates[s].longer) + __builtin_popcountll(candidates[s].shorter);
+		best += TEST_COST * __builtin_popcountll(candidates[s]);
 	}
 	for (level = 0; level < TABLE_LEVELS; level++) {
 		uint32_t winner = 0;
 
 		for (length = first + step; length < longest[family]; length += step) {
-			struct bits mask = mask_below(family, length);
-
 			cost = LEVEL_COST * samples;
-			for (s = 0; s < samples; s++) {
-				struct bits *here = &at[s][length / step];
-
-				cost += __builtin_popcountll(candidates[s].longer & (here->longer | ~mask.longer)) +
-					__builtin_popcountll(candidates[s].shorter & (here->shorter | ~mask.shorter));
-			}
+			for (s = 0; s < samples; s++)
+				cost += TEST_COST *
+					__builtin_popcountll(candidates[s] & (at[s][length / step] | bits_above(family, length)));
 			if (cost < best) {
 				best = cost;
 				winner = length;
@@ -325,12 +322,8 @@ static void choose_levels(const struct pyskl_binding *bindings, int64_t count, i
 			break;
 		best -= LEVEL_COST * samples;
 		chosen[level] = winner;
-		for (s = 0; s < samples; s++) {
-			struct bits mask = mask_below(family, winner);
-
-			candidates[s].longer &= at[s][winner / step].longer | ~mask.longer;
-			candidates[s].shorter &= at[s][winner / step].shorter | ~mask.shorter;
-		}
+		for (s = 0; s < samples; s++)
+			candidates[s] &= at[s][winner / step] | bits_above(family, winner);
 	}
 	for (s = 1; s < TABLE_LEVELS; s++) /* shallow ones first */
 		for (level = 0; level + 1 < TABLE_LEVELS; level++)
@@ -387,22 +380,45 @@ static uint64_t list_lines(uint64_t intervals)
 	return intervals < 2 ? 0 : (1 + 2 * intervals + intervals + 7) / 8; /* n nested intervals make up to 2n - 1 */
 }
 
-/* How many bitmaps a level needs: one for each beginning of so many bits that longer prefixes have. */
-static uint64_t count_nodes(const struct pyskl_binding *bindings, int64_t count, int64_t udp, uint32_t length)
+/* How many bitmaps a level needs: one for each beginning of so many bits that longer prefixes have, and port. `seen` has
+ * a number for each port. */
+static uint64_t count_nodes(const struct pyskl_binding *bindings, int64_t count, int64_t udp, uint32_t length,
+			    uint32_t *seen)
 {
 	uint64_t nodes = 0, hi = 0, lo = 0;
+	uint32_t run = 0;
 	int64_t i;
 
+	memset(seen, 0, PORTS * sizeof(*seen));
 	for (i = 0; i < count; i++) {
-		if (bindings[i].length <= length || (nodes && i != udp && below(&bindings[i], hi, lo, length)))
+		if (bindings[i].length <= length)
 			continue;
-		hi = bindings[i].hi;
-		lo = bindings[i].lo;
-		cut(&hi, &lo, length);
-		nodes++;
+		if (!run || i == udp || !below(&bindings[i], hi, lo, length)) {
+			hi = bindings[i].hi;
+			lo = bindings[i].lo;
+			cut(&hi, &lo, length);
+			run++;
+		}
+		nodes += seen[port_told(&bindings[i])] != run;
+		seen[port_told(&bindings[i])] = run;
 	}
 	nodes += nodes / 2 + 16;
 	return nodes < 0xffffff ? nodes : 0xffffff;
+}
+
+/* How many bits of an address an index has for so many bindings. */
+static uint32_t index_bits(int64_t count)
+{
+	uint32_t bits = 4;
+
+	while (8 << bits < count)
+		bits++;
+	return bits;
+}
+
+static uint32_t index_lines(int64_t count)
+{
+	return FEW_CLASSES << index_bits(count) >> 4;
 }
 
 /* Say how large a table of prepared bindings is and where its parts are. `spare` sixteenths are left for changes. */
@@ -410,9 +426,12 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 		     struct pyskl_plan *plan)
 {
 	int64_t start[5], i, next;
-	uint64_t lines = 4 + (labels + 7) / 8, lists = 0;
+	uint64_t lines = FEW_LINE(4) + (labels + 7) / 8, lists = 0;
+	uint32_t *seen = malloc(PORTS * sizeof(*seen));
 	uint32_t family, level;
 
+	if (!seen)
+		return -ENOMEM;
 	memset(plan, 0, sizeof(*plan));
 	plan->labels = labels;
 	for (i = family = 0; family < 4; family++) {
@@ -421,24 +440,24 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 			i++;
 	}
 	start[4] = count;
+	for (i = 0; i < 4; i++)
+		if (start[i + 1] - start[i] <= INDEXED)
+			lists += (start[i + 1] - start[i] > TABLE_FEW) * 18 * index_lines(start[i + 1] - start[i]);
 	for (family = 0; family < 2; family++) {
 		const struct pyskl_binding *of_family = bindings + start[family * 2];
 		int64_t n = start[family * 2 + 2] - start[family * 2], udp = start[family * 2 + 1] - start[family * 2];
 		struct pyskl_family *it = &plan->families[family];
 		uint32_t bits, chosen[TABLE_LEVELS];
 		uint64_t entries = 0, room;
-		struct bits all = { 0, 0 };
+		uint64_t all = 0;
 
 		for (i = 0; i < n; i = next) {
-			struct bits bit = bit_of(family, of_family[i].length);
-
 			next = after_group(of_family, i, n);
 			lists += list_lines(next - i);
 			if (!of_family[i].length)
 				continue;
 			entries++;
-			all.longer |= bit.longer;
-			all.shorter |= bit.shorter;
+			all |= bit_of(&of_family[i]);
 		}
 		room = entries + entries * spare / 16 + 64;
 		if (entries > FEW) {
@@ -447,12 +466,12 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 			it->first_shift = (family ? 64 : 32) - bits;
 			lines += ((1u << bits) + bitmaps[family] - 1) / bitmaps[family];
 		}
-		if (__builtin_popcountll(all.longer) + __builtin_popcountll(all.shorter) > 2) {
+		if (__builtin_popcountll(all) > 2) {
 			it->levels = lines;
 			lines = TABLE_PORTS_LINE(lines) + TABLE_BY_PORT / bitmaps[family];
 			choose_levels(of_family, n, udp, family, it->first ? bits : 0, all, chosen);
 			for (level = 0; level < TABLE_LEVELS && chosen[level]; level++) {
-				uint64_t nodes = count_nodes(of_family, n, udp, chosen[level]);
+				uint64_t nodes = count_nodes(of_family, n, udp, chosen[level], seen);
 
 				plan->levels[family].levels[level] = LEVEL(lines, nodes, longest[family] - chosen[level]);
 				lines += (nodes + bitmaps[family] - 1) / bitmaps[family];
@@ -469,9 +488,10 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 		lines += it->bucket_count + TABLE_PROBES + 1;
 		it->anchor = choose_anchor(of_family, n, udp, family);
 		if (lines > UINT32_MAX / 2)
-			return -E2BIG;
+			break;
 	}
-	lists += lists * spare / 16 + 32;
+	free(seen);
+	lists += lists * spare / 16 + LISTS;
 	plan->lists = lines;
 	lines += lists;
 	if (lines > UINT32_MAX / 2)
@@ -557,20 +577,15 @@ static uint64_t *entry_of(void *memory, const struct pyskl_binding *of, uint64_t
 	return NULL;
 }
 
-static void set_bits(void *memory, uint32_t first, uint32_t family, uint32_t place, uint32_t length)
+/* Set the bit of a prefix's length in a bitmap. */
+static void set_bit(void *memory, uint32_t first, uint32_t place, const struct pyskl_binding *of)
 {
-	struct bits bit = bit_of(family, length);
+	uint64_t *words = words_at(memory, first);
 
-	if (family) {
-		uint64_t *words = words_at(memory, first) + 2 * (uint64_t)place;
-
-		__atomic_fetch_or(&words[0], bit.longer, __ATOMIC_RELAXED);
-		__atomic_fetch_or(&words[1], bit.shorter, __ATOMIC_RELAXED);
-	} else {
-		uint32_t *words = (uint32_t *)words_at(memory, first);
-
-		__atomic_fetch_or(&words[place], (uint32_t)bit.longer, __ATOMIC_RELAXED);
-	}
+	if (of->family)
+		__atomic_fetch_or(&words[place], bit_of(of), __ATOMIC_RELAXED);
+	else
+		__atomic_fetch_or((uint32_t *)words + place, (uint32_t)bit_of(of), __ATOMIC_RELAXED);
 }
 
 /* Make a prefix a candidate for so many ports. */
@@ -583,40 +598,46 @@ static void announce_ports(void *memory, uint32_t line, const struct pyskl_bindi
 		last = 255;
 	}
 	for (port = first; port <= last; port++)
-		set_bits(memory, line, of->family, table_by_port(of->protocol, port), of->length);
+		set_bit(memory, line, table_by_port(of->protocol, port), of);
 }
 
 /* Make the prefix of some bindings a candidate wherever it is one. */
 static void announce(void *memory, const struct pyskl_binding *group, int64_t count)
 {
 	struct pyskl_family *family = family_of(memory, group->family);
-	uint32_t length = group->length, i;
+	uint32_t length = group->length, bit = longest[group->family] - length, i;
 	struct pyskl_levels *levels;
-	struct bits bit = bit_of(group->family, length);
+	int64_t each;
 
-	__atomic_fetch_or(&family->lengths[0], bit.longer, __ATOMIC_RELAXED);
-	__atomic_fetch_or(&family->lengths[1], bit.shorter, __ATOMIC_RELAXED);
+	__atomic_fetch_or(&family->lengths[bit / 64], 1ULL << bit % 64, __ATOMIC_RELAXED);
 	if (family->first) {
 		uint32_t bits = (group->family ? 64 : 32) - family->first_shift, place = group->hi >> (64 - bits);
 
 		for (i = 0; i < (length < bits ? 1u << (bits - length) : 1); i++)
-			set_bits(memory, family->first, group->family, place + i, length);
+			set_bit(memory, family->first, place + i, group);
 	}
 	if (!family->levels)
 		return;
 	levels = (void *)words_at(memory, family->levels);
-	for (i = 0; i < count; i++)
-		announce_ports(memory, TABLE_PORTS_LINE(family->levels), &group[i]);
-	for (i = 0; i < TABLE_LEVELS && levels->levels[i]; i++) {
-		uint64_t level = levels->levels[i], hi = group->hi, lo = group->lo, hash;
-		uint32_t bits = longest[group->family] - LEVEL_SHIFT(level);
+	for (each = 0; each < count; each++) {
+		uint64_t ports = TABLE_RANGES(group->protocol);
 
-		if (length <= bits)
-			continue;
-		cut(&hi, &lo, bits);
-		hash = group->family ? table_hash6(family->seed, hi, lo, TABLE_LEVEL_KEY(i, group->protocol)) :
-				       table_hash4(family->seed, hi >> 32 | TABLE_LEVEL_KEY(i, group->protocol));
-		set_bits(memory, LEVEL_LINE(level), group->family, table_place(hash, LEVEL_COUNT(level)), length);
+		announce_ports(memory, TABLE_PORTS_LINE(family->levels), &group[each]);
+		if (port_told(&group[each]))
+			ports = TABLE_PORT(group->protocol, group[each].first);
+		else
+			__atomic_fetch_or(&family->ranges, bit_of(group), __ATOMIC_RELAXED);
+		for (i = 0; i < TABLE_LEVELS && levels->levels[i]; i++) {
+			uint64_t level = levels->levels[i], hi = group->hi, lo = group->lo, hash;
+			uint32_t bits = longest[group->family] - LEVEL_SHIFT(level);
+
+			if (length <= bits)
+				continue;
+			cut(&hi, &lo, bits);
+			hash = group->family ? table_hash6(family->seed, hi, lo, TABLE_LEVEL_KEY(i, ports)) :
+					       table_hash4(family->seed, hi >> 32 | TABLE_LEVEL_KEY(i, ports));
+			set_bit(memory, LEVEL_LINE(level), table_place(hash, LEVEL_COUNT(level)), group);
+		}
 	}
 }
 
@@ -624,8 +645,11 @@ static void announce(void *memory, const struct pyskl_binding *group, int64_t co
 static void admit(void *memory, const struct pyskl_binding *group, int64_t count)
 {
 	struct pyskl_family *family = family_of(memory, group->family);
-	uint64_t hash = hash_of(family, group), bits = 0, *word = (uint64_t *)&family->few;
+	uint64_t hash = hash_of(family, group), bits = 0, *word;
 	int64_t i;
+
+	if (!family->filter_count)
+		return;
 
 	for (i = 0; i < count; i++) {
 		if (count > TABLE_PORTS || group[i].first != group[i].last) {
@@ -634,9 +658,8 @@ static void admit(void *memory, const struct pyskl_binding *group, int64_t count
 		}
 		bits |= table_filter_port(hash, group[i].first);
 	}
-	if (family->filter_count)
-		word = words_at(memory, family->filter + table_place(home_of(family, group) >> 32, family->filter_count)) +
-		       table_filter_word(hash);
+	word = words_at(memory, family->filter + table_place(home_of(family, group) >> 32, family->filter_count)) +
+	       table_filter_word(hash);
 	__atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
 }
 
@@ -673,9 +696,7 @@ static int write_list(uint64_t *words, const struct pyskl_binding *group, int64_
 	return 0;
 }
 
-/* Let one prefix have just these bindings, which are prepared; with none, `group` names the prefix all the same. Whoever
- * looks it up finds what it had or what it has, nothing else, wherever this is interrupted. -ENOSPC: build a new table. */
-int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t count)
+static int set_prefix(void *memory, const struct pyskl_binding *group, int64_t count)
 {
 	struct pyskl_head *head = head_of(memory);
 	struct pyskl_family *family = family_of(memory, group->family);
@@ -719,43 +740,6 @@ int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t cou
 		head->used[0]++;
 		publish(&vacant[0], key_of(group));
 	}
-	publish((uint64_t *)&head->edits, head->edits + 1);
-	return 0;
-}
-
-/* --- a whole table ------------------------------------------------------------------------------------------------ */
-
-/* Fill memory, of which all is 0. -EAGAIN: an entry found no place; try another seed. */
-int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct pyskl_binding *bindings, int64_t count,
-		     uint64_t seed, uint64_t number)
-{
-	struct pyskl_head *head = head_of(memory);
-	uint32_t family;
-	int64_t i, next;
-
-	head->number = number;
-	head->lines = plan->lines;
-	head->policies = 4;
-	head->labels = plan->labels;
-	head->lists = plan->lists;
-	head->lists_end = plan->lists_end;
-	for (family = 0; family < 2; family++) {
-		struct pyskl_family *it = family_of(memory, family);
-
-		head->room[family] = plan->room[family];
-		*it = plan->families[family];
-		it->seed = seed;
-		if (it->levels)
-			memcpy(words_at(memory, it->levels), &plan->levels[family], sizeof(plan->levels[family]));
-	}
-	for (i = 0; i < count; i = next) {
-		next = after_group(bindings, i, count);
-		int failed = pyskl_table_set(memory, &bindings[i], next - i);
-
-		if (failed)
-			return failed == -ENOSPC ? -EAGAIN : failed;
-	}
-	head->edits = 0;
 	return 0;
 }
 
@@ -794,6 +778,316 @@ static void put_all(struct reader *reader, void *memory, const struct pyskl_bind
 		put(reader, prefix, list[1 + LIST_SEARCHED(list[0]) + i]);
 }
 
+/* All bindings of a family and protocol. */
+static void scan(void *memory, uint32_t family, uint32_t protocol, struct reader *reader)
+{
+	struct pyskl_family *it = family_of(memory, family);
+	uint64_t size = family ? 4 : 2, *word = words_at(memory, it->buckets);
+	uint64_t *end = words_at(memory, it->buckets + it->bucket_count + TABLE_PROBES + 1);
+	struct pyskl_binding prefix = { .family = family, .protocol = protocol };
+
+	put_all(reader, memory, &prefix, read_word(words_at(memory, TABLE_ANY) + family * 2 + protocol));
+	for (; word < end; word += size) {
+		uint64_t key = read_word(&word[size - 2]);
+
+		if (!key || (key >> 40 & 1) != protocol)
+			continue;
+		prefix.length = key >> 32;
+		prefix.hi = family ? word[0] : key << 32;
+		prefix.lo = family ? word[1] : 0;
+		put_all(reader, memory, &prefix, read_word(&word[size - 1]));
+	}
+}
+
+/* Where the list of all bindings of a family and protocol is told. */
+static uint64_t *few_key(void *memory, uint32_t family, uint32_t protocol)
+{
+	return words_at(memory, FEW_LINE(family * 2 + protocol));
+}
+
+static void tell_list(uint64_t *key, uint64_t list)
+{
+	publish(key, (*key & ((1ULL << 38) - 1)) | list << 38);
+}
+
+/* Write some bindings of a family, the first that matches first. How many lines they have. */
+static uint32_t write_bindings(uint64_t *words, const struct pyskl_binding *found, int64_t count)
+{
+	int64_t i, size = count ? per_line[found->family] : 1;
+
+	for (i = 0; i < count; i++) {
+		const struct pyskl_binding *it = &found[i];
+		uint64_t length = it->length;
+
+		*words++ = !it->family ? FEW_KEY4(it->hi >> 32, 32 - length) :
+					 FEW_KEY6(length, length < 64 ? 64 - length : 0, length > 64 ? 128 - length : 64);
+		*words++ = TABLE_VALUE(it->first, it->last, it->label) | (i + 1 == count ? FEW_LAST : 0);
+		if (it->family) {
+			*words++ = it->hi;
+			*words++ = it->lo;
+		}
+	}
+	return count ? (count + size - 1) / size : 1;
+}
+
+/* Where the bindings of a family and protocol are few, list them all in some lines, of which all is 0. How many lines it
+ * has; 0: they are not few. */
+static uint32_t write_few(void *memory, uint32_t family, uint32_t protocol, uint64_t *words)
+{
+	struct pyskl_binding found[TABLE_FEW * 4];
+	struct reader reader = { found, TABLE_FEW * per_line[family], 0, NULL };
+
+	if (head_of(memory)->used[family] > LISTED)
+		return 0;
+	scan(memory, family, protocol, &reader);
+	if (reader.count > reader.room)
+		return 0;
+	pyskl_bindings_by_precedence(found, reader.count);
+	return write_bindings(words, found, reader.count);
+}
+
+/* Some of the bits of a prefix, after the first ones, and in `known` which of them it has. */
+static uint32_t bits_after(const struct pyskl_binding *of, uint32_t after, uint32_t bits, uint32_t *known)
+{
+	uint64_t word = after < 64 ? of->hi : of->lo;
+	uint32_t mask = (1u << bits) - 1, has = of->length <= after ? 0 : of->length - after;
+
+	*known = has < bits ? mask & ~(mask >> has) : mask;
+	return word >> (64 - after % 64 - bits) & mask;
+}
+
+/* After how many bits of an address those are that tell bindings apart best. */
+static uint32_t choose_index(const struct pyskl_binding *run, int64_t count, uint32_t bits)
+{
+	uint32_t after, best = 0, known, place;
+	uint64_t lowest = UINT64_MAX;
+	int64_t i, step = 1 + count / SAMPLED;
+
+	for (after = 0; after + bits <= longest[run->family]; after++) {
+		int32_t in[INDEX_PLACES + 1] = { 0 }, here = 0; /* more or fewer than in the place before */
+		uint64_t cost = 0;
+
+		if (after % 64 + bits > 64)
+			continue;
+		for (i = 0; i < count; i += step) {
+			place = bits_after(&run[i], after, bits, &known);
+			in[place]++;
+			in[place + ((1u << bits) - known)]--;
+		}
+		for (place = 0; place < 1u << bits; place++) {
+			here += in[place];
+			cost += (uint64_t)here * here;
+		}
+		if (cost < lowest) {
+			lowest = cost;
+			best = after;
+		}
+	}
+	return best;
+}
+
+/* Whether a binding has a port of a class. */
+static int in_class(const struct pyskl_binding *of, uint32_t class)
+{
+	uint32_t port;
+
+	for (port = of->first; port <= of->last; port++)
+		if (table_class(port) == class)
+			return 1;
+	return 0;
+}
+
+/* Make an index of the bindings of a family and protocol. What would have too many in its list is searched elsewhere. */
+static int write_index(void *memory, const struct pyskl_binding *run, int64_t count)
+{
+	struct pyskl_head *head = head_of(memory);
+	uint32_t family = run->family, most = TABLE_LISTED * per_line[family], bits = index_bits(count), places = 1u << bits;
+	uint32_t index = head->lists, after, place, class, known, shift;
+	struct pyskl_binding *sorted = malloc(count * sizeof(*sorted)), (*in)[TABLE_LISTED * 4] = malloc(places * sizeof(*in));
+	uint32_t *lists = (uint32_t *)words_at(memory, index), length[INDEX_PLACES];
+	int64_t i;
+	int failed = -ENOMEM;
+
+	if (!sorted || !in)
+		goto out;
+	failed = 0;
+	if (index + index_lines(count) > head->lists_end)
+		goto out;
+	head->lists += index_lines(count);
+	memcpy(sorted, run, count * sizeof(*sorted));
+	pyskl_bindings_by_precedence(sorted, count);
+	after = choose_index(sorted, count, bits);
+	for (class = 0; class < FEW_CLASSES; class++) {
+		memset(length, 0, sizeof(length));
+		for (i = 0; i < count; i++) {
+			if (!in_class(&sorted[i], class))
+				continue;
+			place = bits_after(&sorted[i], after, bits, &known);
+			for (shift = place + places - known; place < shift; place++) {
+				if (length[place] < most)
+					in[place][length[place]] = sorted[i];
+				length[place]++;
+			}
+		}
+		for (place = 0; place < places; place++) {
+			uint32_t *list = &lists[place * FEW_CLASSES + class];
+
+			*list = FEW_NOWHERE;
+			if (length[place] > most || head->lists + TABLE_LISTED > head->lists_end)
+				continue;
+			*list = length[place] ? head->lists : 0;
+			if (length[place])
+				head->lists += write_bindings(words_at(memory, head->lists), in[place], length[place]);
+		}
+	}
+	shift = family ? 64 - after % 64 - bits + (after < 64 ? 0 : 64) : 32 - after - bits;
+	few_key(memory, family, run->protocol)[1] = FEW_INDEX(index, shift, places - 1);
+	tell_list(few_key(memory, family, run->protocol), FEW_INDEXED);
+out:
+	free(sorted);
+	free(in);
+	return failed;
+}
+
+/* Read what write_bindings() wrote. */
+static uint32_t read_bindings(const uint64_t *words, uint32_t family, uint32_t protocol, struct pyskl_binding *out)
+{
+	uint32_t count = 0, size = family ? 4 : 2;
+	uint64_t value = 0;
+
+	while (!(value & FEW_LAST)) {
+		struct pyskl_binding *it = &out[count++];
+
+		value = words[1];
+		*it = (struct pyskl_binding){ .family = family, .protocol = protocol, .label = FEW_LABEL(value) };
+		it->first = value;
+		it->last = value >> 16;
+		it->length = family ? words[0] & 255 : 32 - (words[0] >> 32 & 63);
+		it->hi = family ? words[2] : words[0] << 32;
+		it->lo = family ? words[3] : 0;
+		words += size;
+	}
+	return count;
+}
+
+/* Let the lists of an index, which is not looked at now, have just these bindings of a prefix. */
+static int update_index(void *memory, const struct pyskl_binding *group, int64_t count)
+{
+	uint64_t index = few_key(memory, group->family, group->protocol)[1];
+	uint32_t places = (index >> 40) + 1, bits = __builtin_ctz(places), shift = index >> 32 & 127, known, place, end, class;
+	uint32_t after = group->family ? 64 - shift % 64 - bits + (shift < 64 ? 0 : 64) : 32 - shift - bits;
+	uint32_t *lists = (uint32_t *)words_at(memory, (uint32_t)index), most = TABLE_LISTED * per_line[group->family];
+	struct pyskl_head *head = head_of(memory);
+
+	place = bits_after(group, after, bits, &known);
+	for (end = place + places - known; place < end; place++)
+		for (class = 0; class < FEW_CLASSES; class++) {
+			struct pyskl_binding found[2 * TABLE_LISTED * 4];
+			uint32_t *list = &lists[place * FEW_CLASSES + class], old = 0, kept = 0, now, i;
+			int64_t n;
+
+			if (*list == FEW_NOWHERE)
+				continue;
+			if (*list)
+				old = read_bindings(words_at(memory, *list), group->family, group->protocol, found);
+			for (i = 0; i < old; i++)
+				if (!same_prefix(&found[i], group))
+					found[kept++] = found[i];
+			for (now = kept, n = 0; n < count && now <= most; n++)
+				if (in_class(&group[n], class))
+					found[now++] = group[n];
+			if (old == kept && now == kept)
+				continue;
+			if (head->lists + TABLE_LISTED > head->lists_end)
+				return -ENOSPC;
+			pyskl_bindings_by_precedence(found, now);
+			i = head->lists;
+			if (now && now <= most)
+				head->lists += write_bindings(words_at(memory, i), found, now);
+			__atomic_store_n(list, now > most ? FEW_NOWHERE : now ? i : 0, __ATOMIC_RELEASE);
+		}
+	return 0;
+}
+
+/* --- a whole table ------------------------------------------------------------------------------------------------ */
+
+/* Fill memory, of which all is 0. -EAGAIN: an entry found no place; try another seed. */
+int pyskl_table_fill(void *memory, const struct pyskl_plan *plan, const struct pyskl_binding *bindings, int64_t count,
+		     uint64_t seed, uint64_t number)
+{
+	struct pyskl_head *head = head_of(memory);
+	uint32_t family, kind;
+	int64_t i, next;
+
+	head->number = number;
+	head->lines = plan->lines;
+	head->policies = FEW_LINE(4);
+	head->labels = plan->labels;
+	head->lists = plan->lists;
+	head->lists_end = plan->lists_end;
+	for (family = 0; family < 2; family++) {
+		struct pyskl_family *it = family_of(memory, family);
+
+		head->room[family] = plan->room[family];
+		*it = plan->families[family];
+		it->seed = seed;
+		if (it->levels)
+			memcpy(words_at(memory, it->levels), &plan->levels[family], sizeof(plan->levels[family]));
+	}
+	for (i = 0; i < count; i = next) {
+		next = after_group(bindings, i, count);
+		int failed = set_prefix(memory, &bindings[i], next - i);
+
+		if (failed)
+			return failed == -ENOSPC ? -EAGAIN : failed;
+	}
+	for (i = kind = 0; kind < 4; i = next, kind++) {
+		for (next = i; next < count && bindings[next].family * 2u + bindings[next].protocol == kind;)
+			next++;
+		if (write_few(memory, kind / 2, kind % 2, words_at(memory, FEW_LINE(kind))))
+			continue;
+		tell_list(few_key(memory, kind / 2, kind % 2), FEW_NOWHERE);
+		if (next - i && next - i <= INDEXED && write_index(memory, &bindings[i], next - i))
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Let one prefix have just these bindings, which are prepared; with none, `group` names the prefix all the same. Whoever
+ * looks it up finds what it had or what it has, nothing else, wherever this is interrupted: while the list of all bindings
+ * is not there, the entries are searched, which change by one store. -ENOSPC: build a new table. */
+int pyskl_table_set(void *memory, const struct pyskl_binding *group, int64_t count)
+{
+	struct pyskl_head *head = head_of(memory);
+	uint64_t *list = few_key(memory, group->family, group->protocol);
+	uint32_t where = FEW_ELSEWHERE(*list), lines = 0;
+	int is_small = head->used[0] + head->used[1] <= 4 * INDEXED; /* and built soon */
+	int failed;
+
+	if (is_small && (head->stale > STALE || (where != FEW_NOWHERE &&
+						 head->lists + list_lines(count) + TABLE_FEW > head->lists_end)))
+		return -ENOSPC;
+	head->stale += where == FEW_INDEXED || head->stale;
+	tell_list(list, FEW_NOWHERE);
+	failed = set_prefix(memory, group, count);
+	if (where == FEW_INDEXED) {
+		if (failed || !update_index(memory, group, count)) {
+			head->stale = 0;
+			tell_list(list, FEW_INDEXED);
+		}
+	} else if (head->lists + TABLE_FEW <= head->lists_end && head->lists < FURTHEST) {
+		memset(words_at(memory, head->lists), 0, TABLE_FEW * PYSKL_LINE);
+		lines = write_few(memory, group->family, group->protocol, words_at(memory, head->lists));
+	}
+	if (lines) {
+		head->lists += lines;
+		tell_list(list, head->lists - lines);
+	}
+	if (!failed)
+		publish((uint64_t *)&head->edits, head->edits + 1);
+	return failed;
+}
+
 /* The bindings of the prefix that a binding names: how many there are, of which `room` are written. */
 int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pyskl_binding *out, int64_t room)
 {
@@ -811,30 +1105,10 @@ int64_t pyskl_table_get(void *memory, const struct pyskl_binding *of, struct pys
 int64_t pyskl_table_scan(void *memory, struct pyskl_binding *out, int64_t room, uint32_t *uses)
 {
 	struct reader reader = { out, room, 0, uses };
-	uint32_t family, protocol;
+	uint32_t kind;
 
-	for (family = 0; family < 2; family++) {
-		struct pyskl_family *it = family_of(memory, family);
-		uint64_t size = family ? 4 : 2, *word = words_at(memory, it->buckets);
-		uint64_t *end = words_at(memory, it->buckets + it->bucket_count + TABLE_PROBES + 1);
-		struct pyskl_binding prefix = { .family = family };
-
-		for (protocol = 0; protocol < 2; protocol++) {
-			prefix.protocol = protocol;
-			put_all(&reader, memory, &prefix, read_word(words_at(memory, TABLE_ANY) + family * 2 + protocol));
-		}
-		for (; word < end; word += size) {
-			uint64_t key = read_word(&word[size - 2]);
-
-			if (!key)
-				continue;
-			prefix.length = key >> 32;
-			prefix.protocol = key >> 40 & 1;
-			prefix.hi = family ? word[0] : key << 32;
-			prefix.lo = family ? word[1] : 0;
-			put_all(&reader, memory, &prefix, read_word(&word[size - 1]));
-		}
-	}
+	for (kind = 0; kind < 4; kind++)
+		scan(memory, kind / 2, kind % 2, &reader);
 	return reader.count;
 }
 

@@ -47,9 +47,10 @@ static __always_inline struct question *draw(void)
 static __always_inline int select_and_count(struct bpf_sk_lookup *ctx, __u32 key)
 {
 	__u32 number = key / PYSKL_SLOTS;
+	struct key at;
 	struct pyskl_counters *count = bpf_map_lookup_elem(&counters, &number);
 
-	if (!select(ctx, &sockets, key, 0))
+	if (!select(ctx, &at, &sockets, key, 0))
 		return SK_DROP;
 	if (count)
 		count->events[0]++;
@@ -84,7 +85,7 @@ int one_line(struct bpf_sk_lookup *ctx)
 	struct pyskl_head *head;
 	void *table;
 	__u64 none;
-	__u32 at;
+	struct key at;
 
 	table = look_up(&tables, &at, 0);
 	if (!q || !table)
@@ -146,10 +147,14 @@ SEC("sk_lookup")
 int dispatcher(struct bpf_sk_lookup *ctx)
 {
 	struct question *q = draw();
-	__u64 found;
+	struct key at;
+	__u64 hi, lo;
+	__u32 kind;
 
 	if (!q)
 		return SK_DROP;
-	found = q->v6 ? find6(q->hi, q->lo, q->protocol, q->port) : find4(q->lo, q->protocol, q->port);
-	return decide(ctx, found, q->v6 * 2 + q->protocol, NULL);
+	kind = q->v6 * 2 + q->protocol;
+	hi = read_once(&q->hi);
+	lo = read_once(&q->lo);
+	return decide(ctx, &at, FOUND(find(&at, kind, kind & 2 ? hi : lo, lo, q->port), kind), NULL);
 }
