@@ -990,8 +990,9 @@ __noinline __u64 select_among(struct bpf_sk_lookup *ctx, __u32 number, __u32 kin
 	}
 }
 
-/* What was found, and for which family and protocol: label, length and kind. */
-#define FOUND(found, kind) ((found) | (__u64)(kind) << 48)
+/* What was found, and for which family and protocol: label, length and kind. Added, for so the verifier knows none of the
+ * bits of the kind, see search_list(). */
+#define FOUND(found, kind) ((found) + ((__u64)(kind) << 48))
 
 /* Which list there is for an address and a port: its first line; 0: none; or nowhere. */
 static __always_inline __u32 list_for(void *table, struct key *at, __u32 kind, __u64 hi, __u64 lo, __u32 port)
