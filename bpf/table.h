@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /* How a table is searched: hashes, places and masks, the same for the BPF program and for the builder.
  *
- * An address is looked up by candidates for the length of its prefix, from the longest to the shortest:
+ * Where the bindings of a family and protocol are few, a list has them all, the first that matches first, and is compared
+ * line by line. Where they are some thousands, an index tells which short list has those that an address and a port can
+ * meet. Neither is needed: whoever changes bindings first says that there is none, then changes the entries, then writes
+ * what differs into lines that nobody reads, and says so in one store. A list that would be too long is left out.
+ *
+ * Otherwise an address is looked up by candidates for the length of its prefix, from the longest to the shortest:
  *
  * 1. Levels tell the candidates. A level is an array of bitmaps, by the first bits of an address: which lengths of
  *    prefixes exist below, and at the first level also which prefixes are above. The first level is indexed directly,
  *    the others by a hash, also of the protocol and of the port (one for each single port, one for all ranges), where two may
  *    share a bitmap; so a bit too many may be set, never one too few. One more array of bitmaps, by protocol and port, has
- *    the lengths of prefixes with that port. Where there are few bindings or few lengths,
- *    none of these is there, and all lengths are candidates.
+ *    the lengths of prefixes with that port. Where there are few bindings or few lengths, none of these is there, and all
+ *    lengths are candidates.
  * 2. A blocked Bloom filter, one word a test, takes most candidates that are none, with the port where a prefix has few.
  * 3. Buckets of one line hold the entries: 4 for IPv4, 2 for IPv6. What stands in an entry's key never changes while the
  *    table lives; its value does, in one store.
