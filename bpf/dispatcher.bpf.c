@@ -189,6 +189,15 @@ static __always_inline __u64 word_of(void *table, struct key *at, __u32 first, _
 	return line ? line->words[word & 7] : 0;
 }
 
+/* A step of a search in a list that is sorted by where its intervals begin: how far to go, of `step`, to the last one that
+ * begins at the port or before it. `beyond` is less than 0 past the end of the list. */
+static __always_inline __u32 advance(__u64 value, __u32 port, __s64 beyond, __u32 step)
+{
+	beyond |= (__s64)port - (__s64)(value & 0xffff);
+	barrier_var(beyond);
+	return step & ~(__u32)(beyond >> 63);
+}
+
 /* What the list of a prefix has for a port.
  *
  * For a process without CAP_PERFMON the verifier is harder to satisfy, since it follows what a CPU might speculate: two
@@ -211,8 +220,17 @@ __noinline __u32 search_list(__u32 list, __u32 port)
 		return 0;
 	count = LIST_SEARCHED(line->words[0]);
 	position = line->words[0] >> 61; /* 0, but not to the verifier; see below */
+	if (count < 8) { /* as most are: all in this line */
 #pragma unroll
-	for (i = 0; i < 17; i++) { /* to the last that begins at the port or before it */
+		for (i = 4; i; i >>= 1) {
+			position += advance(line->words[(position + i) & 7], port, (__s64)count - (__s64)(position + i), i);
+			barrier_var(position);
+		}
+		value = line->words[position & 7];
+		return position && port <= (value >> 16 & 0xffff) ? value >> 32 : 0;
+	}
+#pragma unroll
+	for (i = 0; i < 17; i++) {
 		__u32 step = 1 << 16 >> i;
 		__s64 beyond = (__s64)count - (__s64)(position + step), probe;
 
@@ -223,10 +241,7 @@ __noinline __u32 search_list(__u32 list, __u32 port)
 		line = look_up(table, &at, list + ((__u32)probe >> 3));
 		if (!line)
 			return 0;
-		value = line->words[probe & 7];
-		beyond |= (__s64)port - (__s64)(value & 0xffff);
-		barrier_var(beyond);
-		position += step & ~(__u32)(beyond >> 63);
+		position += advance(line->words[probe & 7], port, beyond, step);
 		barrier_var(position);
 	}
 	line = look_up(table, &at, list + position / 8);
@@ -532,7 +547,9 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 		key = (all_bits & -1ULL << bit) + ((__u64)(32 - bit) << 32);
 		hash = table_hash4(family->seed, key);
 		own = on_its_own(32 - bit, family);
-		home = (hash & own) | (beside & ~own);
+		home = beside;
+		if (own)
+			home = hash;
 		if (!passes(table, &at, family, home, hash, port))
 			continue;
 		line = look_up(table, &at, family->buckets + table_place(home, family->bucket_count));
@@ -609,7 +626,9 @@ static __always_inline __u64 search6(void *table, struct key *at, const struct p
 		key = TABLE_KEY(length, protocol);
 		hash = table_hash6(family->seed, top, bottom, key);
 		own = on_its_own(length, family);
-		home = (hash & own) | (beside & ~own);
+		home = beside;
+		if (own)
+			home = hash;
 		if (!passes(table, at, family, home, hash, port))
 			continue;
 		places = (__u64)further(family, hash, own) << 32 | (family->buckets + table_place(home, family->bucket_count));
