@@ -207,7 +207,7 @@ static const uint32_t longest[2] = { 32, 128 };
 #define SAMPLED 512    /* of them, about, by which it is chosen what the index looks at */
 #define STALE 64       /* changes after which a table that had one is to be built anew */
 #define LISTS 128      /* lines for the lists of ports and of all bindings that changes make */
-#define FILTER_BITS 12 /* for an entry */
+#define FILTER_BITS 8  /* for an entry */
 #define SAMPLES 64
 #define PORTS 65537   /* single ones, and ranges */
 #define SCANNED 256  /* prefixes below a sample that are looked at before all lengths are taken to be there */
@@ -462,6 +462,8 @@ int pyskl_table_plan(const struct pyskl_binding *bindings, int64_t count, uint32
 		room = entries + entries * spare / 16 + 64;
 		if (entries > FEW) {
 			bits = entries < 64 ? 6 : entries < 1024 ? 8 : entries < (family ? 65536 : 16384) ? 12 : 16;
+			if (family && bits > 14 && entries < 262144)
+				bits = 14; /* 256 kB, which a cache keeps */
 			it->first = lines;
 			it->first_shift = (family ? 64 : 32) - bits;
 			lines += ((1u << bits) + bitmaps[family] - 1) / bitmaps[family];
