@@ -376,6 +376,13 @@ static __always_inline __u64 on_its_own(__u32 length, const struct pyskl_family 
 	return own >> 63;
 }
 
+/* The hash that says where a prefix is looked for at first. A branch, which the CPU foresees: so it reads the anchor's line
+ * while it does not know yet for which lengths. */
+static __always_inline __u64 home_of(__u64 own, __u64 hash, __u64 anchor)
+{
+	return own ? hash : anchor;
+}
+
 /* After which line to go on: in the prefix's own bucket, or after it where it was the first. */
 static __always_inline __u32 further(const struct pyskl_family *family, __u64 hash, __u64 own)
 {
@@ -547,9 +554,7 @@ __noinline __u64 find4(__u32 address, __u32 protocol, __u32 port)
 		key = (all_bits & -1ULL << bit) + ((__u64)(32 - bit) << 32);
 		hash = table_hash4(family->seed, key);
 		own = on_its_own(32 - bit, family);
-		home = beside;
-		if (own)
-			home = hash;
+		home = home_of(own, hash, beside);
 		if (!passes(table, &at, family, home, hash, port))
 			continue;
 		line = look_up(table, &at, family->buckets + table_place(home, family->bucket_count));
@@ -626,9 +631,7 @@ static __always_inline __u64 search6(void *table, struct key *at, const struct p
 		key = TABLE_KEY(length, protocol);
 		hash = table_hash6(family->seed, top, bottom, key);
 		own = on_its_own(length, family);
-		home = beside;
-		if (own)
-			home = hash;
+		home = home_of(own, hash, beside);
 		if (!passes(table, at, family, home, hash, port))
 			continue;
 		places = (__u64)further(family, hash, own) << 32 | (family->buckets + table_place(home, family->bucket_count));
