@@ -1033,6 +1033,7 @@ static __always_inline __u32 list_for(void *table, struct key *at, __u32 kind, _
 	index = line->words[1];
 	i = table_indexed(index, hi, lo, port);
 	line = look_up(table, at, index + i / 16);
+	barrier_var(i); /* or the mask comes before a sum, through which 5.10's verifier follows no bounds */
 	return line ? ((__u32 *)line)[i & 15] : 0;
 }
 
