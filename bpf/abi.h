@@ -5,7 +5,7 @@
 #ifndef PYSKL_ABI_H
 #define PYSKL_ABI_H
 
-#define PYSKL_ABI 1
+#define PYSKL_ABI 2
 
 /* Four groups of sockets to a label: for each family (0: IPv4, 1: IPv6) and protocol (0: TCP, 1: UDP). */
 #define PYSKL_GROUPS 4
