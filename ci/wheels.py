@@ -46,8 +46,9 @@ ZIG = Path(ziglang.__file__).parent
 MACHINES = ("x86_64", "aarch64")
 GLIBC = "2.17"  # manylinux2014's
 POLICY = "manylinux2014"
-# Bytes that a wheel may have: 109 KB are the extension, 16 KB BPF, 146 KB Python, and 32 KB what goes along.
-SIZE = 320_000
+# Bytes that a wheel should have, and no wheel has yet; and what it must not grow beyond meanwhile. 109 KB are the
+# extension, 16 KB BPF, 148 KB Python, and 32 KB what goes along.
+GOAL, SIZE = 250_000, 320_000
 # Unused functions are left out by the linker. The compiler's driver makes -Os of -Oz. "-w": the libraries' warnings are
 # their authors' business.
 UNWIND = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
@@ -377,6 +378,7 @@ def check(wheel: Path, machine: str) -> None:
     size = wheel.stat().st_size
     if size > SIZE:
         fail(f"{wheel.name} has {size:,} bytes; {SIZE:,} may be")
+    say(f"{wheel.name}: {size:,} bytes" + (f", which misses the goal of {GOAL:,}" if size > GOAL else ""))
     tool = Path(sys.executable).parent
     run(tool / "abi3audit", "--strict", wheel)
     shown = run(tool / "auditwheel", "show", wheel)  # of the objects of BPF it says that it ignores them
