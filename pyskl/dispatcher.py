@@ -15,7 +15,7 @@ from array import array
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from pyskl import _sys, parking, sock_diag, sockets
+from pyskl import _sys, mending, parking, sock_diag, sockets
 from pyskl._fd import Closable
 from pyskl.address import parse_endpoint, parse_protocol
 from pyskl.binding import (
@@ -185,8 +185,6 @@ class Dispatcher(Closable):
             PermissionDenied: the process lacks CAP_SYS_ADMIN, which opening by id needs.
             Busy: another process held the lock for too long.
         """
-        from pyskl import mending  # noqa: PLC0415 - few need it, and it is not free
-
         return mending.repair(path, timeout=timeout)
 
     def unload(self) -> None:

@@ -152,6 +152,15 @@ def remove(path: str) -> None:
     with contextlib.suppress(BpfError, TypeError), Link.from_pin(os.path.join(path, LINK)) as link:
         link.detach()
     with contextlib.suppress(FileNotFoundError):
-        from shutil import rmtree  # noqa: PLC0415 - it is slow to import, and this is rare
+        remove_tree(path)
 
-        rmtree(path)
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all that is in it; shutil would be most of what this module takes to import."""
+    with os.scandir(path) as entries:
+        for each in entries:
+            if each.is_dir(follow_symlinks=False):
+                remove_tree(each.path)
+            else:
+                os.unlink(each.path)
+    os.rmdir(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from pyskl import folders
@@ -94,7 +93,7 @@ class _Mending:
         for each in foreign(self._name):
             path = os.path.join(self._name, each)
             if os.path.isdir(path):
-                shutil.rmtree(path)
+                folders.remove_tree(path)
             else:
                 os.unlink(path)
             yield f"removed {each!r}, which is none of the dispatcher's"
