@@ -31,8 +31,8 @@ SIZES = [0, 1, 2, *[5, 20, 60] * 4, 200, 1000]  # of tables
 LABELS = ["web", "api", "dns", "é", "x" * 255, "empty", "empty too", "a b"]
 SERVED = LABELS[:4]  # these have sockets
 
-# So many that the program searches no list of bindings and no index, as it does where there are not so many; on addresses
-# of which nothing else is asked.
+# So many that the program searches no list of bindings and no index, as it does where they are fewer; on addresses of
+# which nothing else is asked.
 CROWD = [
     Binding("crowd", protocol, host, port)
     for protocol in ("tcp", "udp")
