@@ -228,6 +228,8 @@ class Registry:
 
     def _replace_siblings(self, group: int, siblings: Sequence[Socket], *, alone: bool) -> None:
         """Keep these siblings for a group, beside those that its other slots have; `alone`: there are none."""
+        if not siblings and next(iter(self._siblings), None) is None:
+            return  # as it nearly always is: there is none of any group
         have = {}
         for number in range(SLOTS):
             with contextlib.suppress(KeyError):
