@@ -251,10 +251,16 @@ __noinline __u32 search_list(__u32 list, __u32 port)
 	return position && port <= (value >> 16 & 0xffff) ? value >> 32 : 0;
 }
 
+/* Less than 0 where an interval of ports does not have a port. */
+static __always_inline __s64 is_outside(__u64 value, __u32 port)
+{
+	return ((__s64)port - (__s64)(value & 0xffff)) | ((__s64)(value >> 16 & 0xffff) - (__s64)port);
+}
+
 /* What an interval of ports, or a list of them, has for a port. */
 static __always_inline __u32 label_at(__u64 value, __u32 port)
 {
-	__s64 outside = ((__s64)port - (__s64)(value & 0xffff)) | ((__s64)(value >> 16 & 0xffff) - (__s64)port);
+	__s64 outside = is_outside(value, port);
 
 	barrier_var(outside); /* a comparison of the port would leave the verifier a state for each outcome */
 	if (outside < 0)
@@ -398,11 +404,9 @@ static __always_inline __u32 label_of_any(void *table, struct key *at, __u32 kin
 /* Whether nothing is left of the difference between two addresses, and an interval has a port. */
 static __always_inline bool matches(__u64 difference, __u64 value, __u32 port)
 {
-	__s64 outside = ((__s64)port - (__s64)(value & 0xffff)) | ((__s64)(value >> 16 & 0xffff) - (__s64)port);
-
-	outside = outside >> 63 | difference;
-	barrier_var(outside);
-	return !outside;
+	difference |= is_outside(value, port) >> 63;
+	barrier_var(difference);
+	return !difference;
 }
 
 /* Search the list of all bindings that begins in a line: label and length (<< 32), or 0. */
