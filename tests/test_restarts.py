@@ -542,6 +542,7 @@ class Connection(QuicConnectionProtocol):
         super().quic_event_received(event)
         if isinstance(event, ConnectionTerminated):
             connections.discard(self)
+            ended.set()
 
 def echo(reader, writer):
     async def copy():
@@ -567,11 +568,12 @@ async def main(path, cert, key):
     tell("ready")
     await go.wait()
     while connections:
-        await asyncio.sleep(0.01)
+        ended.clear()
+        await ended.wait()
     server.close()
     tell("answered", answered)
 
-tasks = set()
+tasks, ended = set(), asyncio.Event()
 asyncio.run(main(*sys.argv[3:]))
 """
 
