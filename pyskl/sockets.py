@@ -201,6 +201,8 @@ def netns_cookie_of(sock: socket.socket) -> int:
 def socket_beside(sock: socket.socket, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """Make a socket in the network namespace of another one, whatever namespace the calling thread is in.
 
+    Before Linux 5.14 a process without CAP_NET_ADMIN can't see where a socket is: its own namespace is assumed.
+
     Raises:
         PermissionDenied: that is another namespace, and the process lacks CAP_NET_ADMIN or CAP_SYS_ADMIN.
     """
